@@ -1,0 +1,36 @@
+# `make demo` and `make test` do all set-up by themselves; a second call re-uses it.
+PY := .venv/bin/python
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.PHONY: setup demo test test-all check format bench pins
+
+setup:            ## .venv with clip-pipe and its pinned requirements (BACKEND=auto|cpu|gpu)
+	@tools/setup.sh
+
+demo: setup       ## the whole journey on a rendered world with planted faults
+	@.venv/bin/clip-pipe demo --out runs/demo
+
+test: setup       ## all tests but the slow ones
+	@$(PY) -m pytest -m "not slow and not gpu" -q
+
+test-all: setup   ## every test
+	@$(PY) -m pytest -q
+
+check: setup      ## format, lint, types, import directions, sizes
+	@$(PY) -m ruff format --check .
+	@$(PY) -m ruff check .
+	@$(PY) -m mypy
+	@$(PY) -m pytest -q tests/test_structure.py
+
+format: setup
+	@$(PY) -m ruff format .
+	@$(PY) -m ruff check --fix .
+
+bench: setup      ## figures of docs/benchmarks.md that take minutes
+	@$(PY) tests/bench/startup.py
+	@$(PY) tests/bench/match.py
+	@$(PY) tests/bench/text_regions.py
+	@$(PY) tests/bench/runner.py
+
+pins:             ## compile requirements/*.txt from pyproject.toml (needs uv)
+	@tools/pins.sh
