@@ -1,0 +1,97 @@
+"""The pool's layout: parts of rows, sidecar columns, pictures; each committed whole or not at all.
+
+POOL/pool.json                                      schema version, part count, source
+POOL/rows/part-00000.parquet                        uid, url, caption + the source's own columns
+POOL/images/<fingerprint8>/part-00000.tar           pictures as fetched and resized
+POOL/columns/<stage>-<fingerprint8>/part-00000.parquet   uid + that stage's new columns only
+POOL/columns/<stage>-<fingerprint8>/manifest.json
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.contract import storage, tars
+
+_STATS_KEY = b"clip_pipe"
+
+
+def stage_folder(use: str, fingerprint: str) -> str:
+    """``<stage>-<fingerprint8>``: the name of a stage's sidecar folder."""
+    return f"{use.replace(':', '.').replace('/', '.')}-{fingerprint[:8]}"
+
+
+class Pool:
+    """One pool on disk or behind fsspec. Holds no state but its root, so it travels to any worker."""
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+
+    @property
+    def description_path(self) -> str:
+        return storage.join(self.root, "pool.json")
+
+    def rows_path(self, part: int) -> str:
+        return storage.join(self.root, "rows", f"part-{part:05d}.parquet")
+
+    def images_path(self, fingerprint: str, part: int) -> str:
+        return storage.join(self.root, "images", fingerprint[:8], f"part-{part:05d}.tar")
+
+    def columns_folder(self, use: str, fingerprint: str) -> str:
+        return storage.join(self.root, "columns", stage_folder(use, fingerprint))
+
+    def columns_path(self, use: str, fingerprint: str, part: int) -> str:
+        return storage.join(self.columns_folder(use, fingerprint), f"part-{part:05d}.parquet")
+
+    def work_folder(self, fingerprint: str) -> str:
+        """Intermediate state of a global step or of sharding; safe to delete between runs."""
+        return storage.join(self.root, "work", fingerprint[:8])
+
+    def describe(self) -> dict[str, Any] | None:
+        """The content of pool.json, or None where there is no pool yet."""
+        if not storage.exists(self.description_path):
+            return None
+        return json.loads(storage.read_text(self.description_path))
+
+
+def write_table(path: str, table: pa.Table, stats: dict[str, Any] | None = None) -> None:
+    """Commit a parquet file; ``stats`` (JSON) travel in its footer."""
+    if stats is not None:
+        metadata = {**(table.schema.metadata or {}), _STATS_KEY: json.dumps(stats).encode()}
+        table = table.replace_schema_metadata(metadata)
+    with storage.committed(path) as file:
+        pq.write_table(table, file, compression="zstd")
+
+
+def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    with storage.open_file(path) as file:
+        return pq.read_table(file, columns=columns).replace_schema_metadata(None)
+
+
+def read_stats(path: str) -> dict[str, Any]:
+    """The ``stats`` a table was written with; {} where there are none. Reads the footer only."""
+    with storage.open_file(path) as file:
+        metadata = pq.read_schema(file).metadata or {}
+    return json.loads(metadata.get(_STATS_KEY, b"{}"))
+
+
+def write_images(path: str, uids: list[str], images: list[bytes | None]) -> None:
+    """Commit a tar with one member per picture, named by uid; a uid's first picture counts."""
+    written: set[str] = set()
+    with storage.committed(path) as file:
+        for uid, image in zip(uids, images, strict=True):
+            if image is None or uid in written:
+                continue
+            written.add(uid)
+            file.write(tars.member(f"{uid}.{tars.image_extension(image)}", image))
+        file.write(tars.END)
+
+
+def read_images(path: str) -> dict[str, bytes]:
+    """uid -> encoded picture, of one part."""
+    with storage.open_file(path) as file:
+        return {member.name.split(".", 1)[0]: member.data for member in tars.walk(file, path)}

@@ -1,0 +1,194 @@
+"""What a curation component is: SourceStage, RowStage, GlobalStage, Resources.
+
+A component is a frozen keyword-only dataclass in a file of its own; its fields are the recipe's
+options. A stage returns only its new columns, for the same rows in the same order; the runner
+appends them. Two columns are special in what a stage writes:
+
+* ``keep`` and ``reason`` (see :func:`decision`): a row whose ``reason`` is not null is refused and
+  skipped by everything below. Filters write them, and so may any stage that can fail for a row.
+* ``image`` (binary): an encoded picture. It goes to the pool's ``images/`` tars, never to parquet.
+
+Virtual columns that any stage may name in ``reads()``: ``image`` (the newest encoded picture),
+``part`` and ``row`` (int64; where the row stands in the source's order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import pyarrow as pa
+
+KEEP = pa.field("keep", pa.bool_())
+REASON = pa.field("reason", pa.dictionary(pa.int32(), pa.string()))
+VIRTUAL_COLUMNS = ("image", "part", "row")
+
+
+class StageError(Exception):
+    """The stage cannot go on for any row (service down, model file unreadable): the run stops.
+
+    What is committed stays, so the same command resumes. A fault of one row is never a
+    StageError: give that row a reason, or let the exception out of ``process`` and the runner
+    isolates the row.
+    """
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one task of a stage asks of the scheduler."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+    memory_bytes: int = 0
+
+
+@dataclass(frozen=True)
+class Part:
+    """One resumable slice of the source. ``payload`` is JSON and means something to its source only."""
+
+    index: int
+    payload: dict[str, Any]
+
+
+def path_option(default: Any = ...) -> Any:
+    """A field that holds a local path or fsspec URL: made absolute by the recipe loader.
+
+    The fingerprint takes the file's content (through ``Stage.inputs``) and not its name.
+    """
+    return _option({"path": True}, default)
+
+
+def tuning_option(default: Any = ...) -> Any:
+    """A field that changes speed or access but never the output: left out of the fingerprint."""
+    return _option({"tuning": True}, default)
+
+
+def _option(metadata: dict[str, bool], default: Any) -> Any:
+    if default is ...:
+        return field(metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+class Stage:
+    """Base of every curation component. Subclasses are ``@dataclass(frozen=True, kw_only=True)``."""
+
+    version: ClassVar[int] = 1  # raise it when equal options give different output
+    resources: ClassVar[Resources] = Resources()
+
+    def reads(self) -> tuple[str, ...]:
+        """Columns this stage needs. The plan checks that something above provides each."""
+        raise NotImplementedError
+
+    def writes(self) -> pa.Schema:
+        """The new columns, in order."""
+        raise NotImplementedError
+
+    def inputs(self) -> tuple[str, ...]:
+        """Paths of files whose content decides the output (entry lists, weights)."""
+        return ()
+
+    def identity(self) -> str:
+        """Whatever else decides the output, as text: names and sizes of files too many to hash."""
+        return ""
+
+    def check(self) -> None:
+        """Raise ValueError("what was found. hint: ...") for options that can't work. No heavy import."""
+
+
+class SourceStage(Stage):
+    """Where rows come from."""
+
+    def reads(self) -> tuple[str, ...]:
+        return ()
+
+    def writes(self) -> pa.Schema:
+        """The source's own columns beyond uid, url, caption, keep and reason.
+
+        A source that brings pictures with it includes ``image``.
+        """
+        return pa.schema([])
+
+    def parts(self) -> list[Part]:
+        """The slices of the source, in source order. Raises ValueError for an unusable source."""
+        raise NotImplementedError
+
+    def produce(self, part: Part) -> Iterator[pa.Table]:
+        """Tables with uid, url, caption, keep, reason and the columns of ``writes()``.
+
+        Every row of the source appears exactly once, bad rows with a reason ``error.<stage>.<kind>``.
+        """
+        raise NotImplementedError
+
+
+class RowStage(Stage):
+    """New columns for each row on its own. The same output for any way to cut the rows in batches."""
+
+    batch_rows: ClassVar[int] = 64
+
+    def open(self) -> Any:
+        """Load models and clients, once per worker process. The result is passed to ``process``."""
+        return None
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        """The columns of ``writes()`` for the rows of ``batch``, same rows, same order."""
+        raise NotImplementedError
+
+
+class GlobalStage(Stage):
+    """A decision that must see the whole pool: map, merge, map. Nothing in it knows Ray.
+
+    With ``bucket_by`` set, the runner splits every partial by a hash of that column into buckets
+    and merges each bucket alone, so that no process ever holds the pool. If the merged state has a
+    column ``part``, each ``decide`` call is given only the rows of its own part.
+    """
+
+    bucket_by: ClassVar[str | None] = None
+
+    def summarize(self, part: pa.Table) -> pa.Table:
+        """A partial state from the kept rows of one part."""
+        raise NotImplementedError
+
+    def merge(self, partials: Sequence[pa.Table]) -> pa.Table:
+        """One partial from several; associative, and independent of their order."""
+        raise NotImplementedError
+
+    def decide(self, part: pa.Table, state: pa.Table) -> pa.Table:
+        """The columns of ``writes()`` for the kept rows of one part, same rows, same order."""
+        raise NotImplementedError
+
+
+class ShardStage(Stage):
+    """How kept rows become tars: pack each part, then assemble each shard from the packed parts."""
+
+    def reads(self) -> tuple[str, ...]:
+        return ("image",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([])
+
+    def shard_count(self, kept: int) -> int:
+        """How many tars ``kept`` samples make."""
+        raise NotImplementedError
+
+    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[str, int]:
+        """Write the kept rows of one part as sorted sample blocks. Returns counts by rank bucket."""
+        raise NotImplementedError
+
+    def assemble(
+        self, number: int, packed: Sequence[tuple[str, str]], histogram: dict[str, int], path: str
+    ) -> pa.Table:
+        """Write tar ``number`` from all packed parts. Returns its index (contract/shards.INDEX_SCHEMA)."""
+        raise NotImplementedError
+
+
+def decision(reasons: Iterable[str | None]) -> list[pa.Array]:
+    """The ``keep`` and ``reason`` columns for a list with one reason per row, None where kept."""
+    found = list(reasons)
+    keep = pa.array([reason is None for reason in found], pa.bool_())
+    return [keep, pa.array(found, pa.string()).dictionary_encode().cast(REASON.type)]
+
+
+def error(use: str, kind: str) -> str:
+    """The reason of a row that a stage failed on: ``error.<stage>.<kind>``."""
+    return f"error.{use}.{kind}"

@@ -1,0 +1,66 @@
+"""What tests share: the real data's folder, recipes as data, and one Ray cluster per session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder of real data; tests that need it skip where it is absent."""
+    folder = Path(os.environ.get("CLIP_PIPE_SHARED_DATA", ROOT.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"real data not found at {folder}; set CLIP_PIPE_SHARED_DATA to run this")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def ray_address() -> Iterator[str]:
+    """One local Ray cluster for the session; the runner finds it started and leaves it so."""
+    import ray
+
+    environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
+    ray.init(
+        address="local",
+        num_cpus=2,
+        include_dashboard=False,
+        log_to_driver=False,
+        runtime_env={"env_vars": environment},
+    )
+    yield "session"
+    ray.shutdown()
+
+
+@pytest.fixture
+def curate_recipe(tmp_path: Path) -> Callable[..., Any]:
+    """A recipe with a [curate] table from Python data: ``curate_recipe(source, stages, **options)``."""
+    from pipelines import recipe
+
+    def make(
+        source: dict[str, Any],
+        stages: list[dict[str, Any]],
+        folder: str = "run",
+        name: str = "test",
+        shard: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> Any:
+        curate = {
+            "pool": str(tmp_path / folder / "pool"),
+            "shards": str(tmp_path / folder / "shards"),
+            "source": source,
+            "stage": stages,
+            **options,
+        }
+        if shard is not None:
+            curate["shard"] = shard
+        return recipe.from_data({"name": name, "curate": curate}, "test.toml")
+
+    return make

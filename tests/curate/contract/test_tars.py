@@ -1,0 +1,86 @@
+"""Tars: deterministic, readable by tarfile, and every damage named with file and offset."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curate.contract import tars
+
+
+def tar_of(members: list[tuple[str, bytes]]) -> bytes:
+    return b"".join(tars.member(name, data) for name, data in members) + tars.END
+
+
+@given(st.lists(st.binary(max_size=1500), max_size=5))
+def test_tarfile_reads_what_we_write(datas: list[bytes]) -> None:
+    members = [(f"{n:032x}.jpg", data) for n, data in enumerate(datas)]
+    with tarfile.open(fileobj=io.BytesIO(tar_of(members))) as tar:
+        assert [(m.name, tar.extractfile(m).read()) for m in tar] == members  # type: ignore[union-attr]
+
+
+def test_offsets_point_at_the_data() -> None:
+    data = tar_of([("a.txt", b"one"), ("b.txt", b"x" * 513), ("c.txt", b"")])
+    found = list(tars.walk(io.BytesIO(data), "t.tar"))
+    assert [m.name for m in found] == ["a.txt", "b.txt", "c.txt"]
+    assert all(data[m.offset : m.offset + m.size] == m.data for m in found)
+
+
+@pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])
+def test_reads_long_names_of_other_writers(style: int) -> None:
+    name = "folder/" + "n" * 150 + ".jpg"
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=style) as tar:
+        info = tarfile.TarInfo(name)
+        info.size = 3
+        info.mtime = 1.5  # type: ignore[assignment]
+        tar.addfile(info, io.BytesIO(b"abc"))
+    buffer.seek(0)
+    assert [(m.name, m.data) for m in tars.walk(buffer, "t")] == [(name, b"abc")]
+
+
+def test_a_flipped_header_bit_is_named() -> None:
+    data = bytearray(tar_of([("a.txt", b"one"), ("b.txt", b"two")]))
+    data[1024 + 3] ^= 1
+    with pytest.raises(tars.TarDamage, match=r"s\.tar: bad header at byte 1024"):
+        list(tars.walk(io.BytesIO(bytes(data)), "s.tar"))
+
+
+def test_a_cut_member_is_named() -> None:
+    data = tar_of([("a.txt", b"x" * 2000)])[:1500]
+    with pytest.raises(tars.TarDamage, match=r"'a\.txt' at byte 0 is cut: 988 of 2000 bytes"):
+        list(tars.walk(io.BytesIO(data), "s.tar"))
+
+
+@pytest.mark.parametrize(
+    "record", [b"0 path=x\n", b"-3 path=x\n", b"zz path=x\n", b"99 path=x\n", b" "]
+)
+def test_an_extended_header_that_leads_nowhere_is_named(record: bytes) -> None:
+    info = tarfile.TarInfo("long")
+    info.type, info.size = tarfile.XHDTYPE, len(record)
+    data = info.tobuf(tarfile.USTAR_FORMAT) + record.ljust(512, b"\0") + tar_of([("a.txt", b"one")])
+    with pytest.raises(tars.TarDamage, match=r"bad header at byte 0: extended header"):
+        list(tars.walk(io.BytesIO(data), "s.tar"))
+
+
+def test_a_missing_end_is_named() -> None:
+    data = tar_of([("a.txt", b"one")])[:1024]
+    with pytest.raises(tars.TarDamage, match="without an end-of-archive block"):
+        list(tars.walk(io.BytesIO(data), "s.tar"))
+
+
+def test_no_name_longer_than_ustar_allows() -> None:
+    with pytest.raises(ValueError, match="over 100 bytes"):
+        tars.member("n" * 101, b"")
+
+
+@pytest.mark.parametrize(
+    ("data", "extension"),
+    [(b"\xff\xd8\xff\xe0", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"RIFF1234WEBP", "webp"), (b"GIF89a", "gif"), (b"\0\0\0\x1cftypavif", "avif"), (b"<html>", "bin")],
+)  # fmt: skip
+def test_the_extension_comes_from_the_bytes(data: bytes, extension: str) -> None:
+    assert tars.image_extension(data) == extension
