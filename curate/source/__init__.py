@@ -1,0 +1,1 @@
+"""Rows come in: tables of URLs, image tars, folders."""

@@ -1,0 +1,260 @@
+"""What sources share: finding files, judging raw cells, and one table layout for good and bad rows.
+
+A cell travels as the bytes that were found, so that a uid names what is in the file and not what a
+decoder made of it. A bad row keeps its place and its count and gets ``error.<source>.<kind>``.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import fsspec
+import pyarrow as pa
+
+from curate.contract import shards, storage, tars
+from curate.contract.columns import ROW_FIELDS
+from curate.contract.columns import field as column_field
+from curate.contract.draw import pair_uid
+from curate.stage import KEEP, REASON, decision, error
+
+ROWS_PER_TABLE = 4096
+PICTURES_PER_TABLE = 256
+RESERVED = ("uid", "url", "caption", "keep", "reason", "image", "part", "row")
+# What a file or member must end in to be taken for a picture. Formats that shards do not hold are
+# here too, so that such a picture is a row with the reason ``not_image`` and not passed over.
+PICTURE_EXTENSIONS = (
+    *shards.IMAGE_EXTENSIONS,
+    "jfif",
+    "bmp",
+    "tif",
+    "tiff",
+    "heic",
+    "heif",
+    "jp2",
+    "jxl",
+)
+_IDENTITY_FILES = 1000
+_SHOWN_BYTES = 1000
+_PICTURE_FIELDS = [column_field("sha256"), column_field("image")]
+
+
+class NotText(bytes):
+    """A cell whose value is no text (a number, a list): these bytes show it."""
+
+
+Cell = bytes | None
+
+
+@dataclass(frozen=True)
+class BadRow:
+    """A row that could not be taken apart: what is wrong, where it stands, and its bytes."""
+
+    kind: str
+    place: str = ""  # "<file name>@<offset>", shown as its url where it has none
+    raw: bytes = b""  # shown as its caption then
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Some consecutive rows of a table: the two text columns as found, extra columns as Arrow."""
+
+    urls: list[Cell]
+    captions: list[Cell]
+    own: list[pa.Array] = field(default_factory=list)
+    bad: dict[int, BadRow] = field(default_factory=dict)  # by position in this chunk
+
+
+def files_of(path: str | Sequence[str], extensions: Iterable[str]) -> list[str]:
+    """The files a ``path`` option names, in order and each once.
+
+    A file stands for itself, a glob for its sorted matches, a folder for the files below it whose
+    names end in one of ``extensions`` (sorted; names that start with ``_`` or ``.`` are left out).
+    Raises ValueError where one of the paths yields nothing.
+    """
+    endings = tuple(f".{extension}" for extension in extensions)
+    found: list[str] = []
+    for entry in [path] if isinstance(path, str) else path:
+        if not entry:
+            raise ValueError("path is empty. hint: name a file, a glob or a folder")
+        matches = _files_of_one(entry, endings)
+        if not matches:
+            raise ValueError(f"{entry}: {_nothing_found(entry, endings)}")
+        found += matches
+    if not found:
+        raise ValueError("path names no file. hint: name a file, a glob or a folder")
+    return list(dict.fromkeys(found))
+
+
+def _files_of_one(entry: str, endings: tuple[str, ...]) -> list[str]:
+    fs, inner = fsspec.core.url_to_fs(entry)
+    if not fs.exists(inner):  # a name that is there is never taken for a pattern
+        return _globbed(entry) if _is_pattern(entry) else []
+    if fs.isfile(inner):
+        return [entry]
+    return [
+        name
+        for name in below(entry)
+        if name.lower().endswith(endings) and not name.rsplit("/", 1)[-1].startswith(("_", "."))
+    ]
+
+
+def _is_pattern(entry: str) -> bool:
+    return any(letter in entry for letter in "*?[")
+
+
+def _globbed(pattern: str) -> list[str]:
+    """Sorted files that match; folders that do are left out."""
+    fs, inner = fsspec.core.url_to_fs(pattern)
+    found = sorted(
+        str(name)
+        for name, about in fs.glob(inner, detail=True).items()
+        if about["type"] != "directory"
+    )
+    return [str(fs.unstrip_protocol(name)) for name in found] if storage.is_url(pattern) else found
+
+
+def below(folder: str) -> list[str]:
+    """Every file under a folder, sorted, each usable with ``storage.open_file``."""
+    fs, inner = fsspec.core.url_to_fs(folder)
+    found = sorted(str(name) for name in fs.find(inner))
+    return [str(fs.unstrip_protocol(name)) for name in found] if storage.is_url(folder) else found
+
+
+def _nothing_found(entry: str, endings: tuple[str, ...]) -> str:
+    if _is_pattern(entry):
+        return "no file matches. hint: check the pattern; a relative one is taken from the folder you run in"
+    if not storage.exists(entry):
+        return "no such file or folder. hint: check the path; a relative one is taken from the folder you run in"
+    return f"the folder has no {', '.join(endings)} file. hint: name the files themselves, or set `format`"
+
+
+def identity_files(files: Sequence[str]) -> tuple[str, ...]:
+    """Files whose content stands for the source in fingerprints: all, or an even sample of very many.
+
+    The plan reads each of them and every manifest names them, so a source of a million files can't
+    list them all. Names and sizes of all are in ``names_and_sizes``; of more than 1,000 files, a change
+    that keeps the size goes unseen in one that is not in the sample or has a name that is not UTF-8.
+    """
+    named = [name for name in files if _is_utf8(name.encode("utf-8", "surrogateescape"))]
+    count = min(len(named), _IDENTITY_FILES)
+    return tuple(named[n * len(named) // count] for n in range(count))
+
+
+def names_and_sizes(files: Sequence[str]) -> str:
+    """A hash of every file's name (without its folder) and size: for ``Stage.identity``."""
+    digest = hashlib.sha256()
+    for name in files:
+        known = f"{name.rsplit('/', 1)[-1]}\0{storage.size_bytes(name)}\n"
+        digest.update(known.encode("utf-8", "surrogateescape"))
+    return digest.hexdigest()
+
+
+def empty_source(files: Sequence[str]) -> ValueError:
+    """The error for files that hold no row at all."""
+    more = f" (and {len(files) - 1} more files)" if len(files) > 1 else ""
+    return ValueError(f"{files[0]}{more}: the source is empty, it has no rows. hint: check `path`")
+
+
+def missing_column(path: str, name: str, found: Sequence[str], option: str) -> ValueError:
+    """The error for a column that a table lacks, with the nearest name and all there are."""
+    lowered = {column.lower(): column for column in found}
+    near = difflib.get_close_matches(name.lower(), lowered, n=1, cutoff=0.6)
+    guess = f"did you mean {lowered[near[0]]!r}? " if near else ""
+    columns = ", ".join(found[:30]) + (", ..." if len(found) > 30 else "")
+    return ValueError(
+        f"{path}: no column {name!r}; it has: {columns or 'none'}. hint: {guess}set the option `{option}`"
+    )
+
+
+def rows_table(
+    use: str, chunk: Chunk, own_fields: Sequence[pa.Field], max_text_bytes: int
+) -> pa.Table:
+    """A chunk as uid, url, caption, keep, reason and the source's own columns."""
+    uids: list[str] = []
+    urls: list[str | None] = []
+    captions: list[str | None] = []
+    reasons: list[str | None] = []
+    for n, (url, caption) in enumerate(zip(chunk.urls, chunk.captions, strict=True)):
+        bad, most = chunk.bad.get(n), max_text_bytes
+        if bad is not None and url is None and caption is None:
+            url, caption, most = bad.place.encode("utf-8", "replace"), bad.raw, _SHOWN_BYTES
+        kind = bad.kind if bad is not None else judge(url, caption, max_text_bytes)
+        uids.append(pair_uid(url, caption))
+        urls.append(_shown(url, most))
+        captions.append(_shown(caption, most))
+        reasons.append(None if kind is None else error(use, kind))
+    columns = [pa.array(values, pa.string()) for values in (uids, urls, captions)]
+    schema = pa.schema([*ROW_FIELDS, KEEP, REASON, *own_fields])
+    return pa.table([*columns, *decision(reasons), *chunk.own], schema=schema)
+
+
+def judge(url: Cell, caption: Cell, max_text_bytes: int) -> str | None:
+    """What is wrong with a pair, or None: null_url, null_caption, not_text, not_utf8, too_long."""
+    if url is None or _is_blank(url):
+        return "null_url"
+    if caption is None or _is_blank(caption):
+        return "null_caption"
+    if isinstance(url, NotText) or isinstance(caption, NotText):
+        return "not_text"
+    if not (_is_utf8(url) and _is_utf8(caption)):
+        return "not_utf8"
+    return "too_long" if max(len(url), len(caption)) > max_text_bytes else None
+
+
+def picture_fields() -> list[pa.Field]:
+    """The columns of a source that brings pictures: sha256 of the bytes as found, and the bytes."""
+    return list(_PICTURE_FIELDS)
+
+
+def picture_fault(image: bytes | None) -> str | None:
+    """no_image, not_image for bytes that begin like no picture the shards can hold, or None."""
+    if image is None:
+        return "no_image"
+    return "not_image" if tars.image_extension(image) == "bin" else None
+
+
+def picture_columns(images: Sequence[bytes | None]) -> list[pa.Array]:
+    """The columns of ``picture_fields()`` for encoded pictures, null where there is none."""
+    hashes = [None if image is None else hashlib.sha256(image).hexdigest() for image in images]
+    return [pa.array(hashes, pa.string()), pa.array(images, pa.binary())]
+
+
+def text_file_cell(data: bytes | None) -> Cell:
+    """A whole text file as a cell: without the newline that ends it."""
+    return None if data is None else data.removesuffix(b"\n").removesuffix(b"\r")
+
+
+def text_cell(value: Any) -> Cell:
+    """A Python value as a cell. Raw bytes that a ``surrogateescape`` decoder hid come back as they were."""
+    if value is None or isinstance(value, bytes):
+        return value
+    if not isinstance(value, str):
+        return NotText(str(value)[:_SHOWN_BYTES].encode("utf-8", "replace"))
+    try:
+        return value.encode("utf-8", "surrogateescape")
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can hold: no UTF-8 either way
+        return value.encode("utf-8", "surrogatepass")
+
+
+def _is_blank(cell: bytes) -> bool:
+    if cell and b" " < cell[:1] < b"\x7f":  # nearly every cell; spares the decoding
+        return False
+    return not cell.decode("utf-8", "replace").strip()
+
+
+def _is_utf8(cell: bytes) -> bool:
+    if cell.isascii():
+        return True
+    try:
+        cell.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _shown(cell: Cell, most: int) -> str | None:
+    return None if cell is None else cell[:most].decode("utf-8", "replace")

@@ -1,0 +1,224 @@
+"""source.url_table: all formats give the same rows, no row is lost, unusable sources are refused at once."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from curate.contract.draw import pair_uid
+from curate.source.url_table import UrlTable
+from curate.stage import Part
+
+ROWS = [(f"http://host/{n}.jpg", f"caption, number {n}") for n in range(25)]
+
+
+def rows_of(stage: UrlTable) -> pa.Table:
+    parts = stage.parts()
+    assert [part.index for part in parts] == list(range(len(parts)))
+    json.dumps([part.payload for part in parts])
+    return pa.concat_tables([table for part in parts for table in stage.produce(part)])
+
+
+def _checked_parts(stage: UrlTable) -> list[Part]:
+    stage.check()
+    return stage.parts()
+
+
+def write(folder: Path, format: str) -> str:
+    path = folder / f"rows.{format}"
+    if format == "parquet":
+        pq.write_table(
+            pa.table({"url": [u for u, _ in ROWS], "caption": [c for _, c in ROWS]}),
+            path,
+            row_group_size=10,
+        )
+    elif format == "jsonl":
+        path.write_text("".join(json.dumps({"url": u, "caption": c}) + "\n" for u, c in ROWS))
+    else:
+        mark, quote = ("\t", "") if format == "tsv" else (",", '"')
+        path.write_text(
+            f"url{mark}caption\n" + "".join(f"{u}{mark}{quote}{c}{quote}\n" for u, c in ROWS)
+        )
+    return str(path)
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "tsv", "jsonl"])
+def test_every_format_and_cut_gives_the_same_rows(tmp_path: Path, format: str) -> None:
+    path = write(tmp_path, format)
+    for rows in (1, 7, 10_000):
+        stage = UrlTable(path=path, rows_per_part=rows)
+        stage.check()
+        table = rows_of(stage)
+        assert table["uid"].to_pylist() == [pair_uid(*row) for row in ROWS]
+        assert (
+            list(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)) == ROWS
+        )
+        assert table["keep"].to_pylist() == [True] * len(ROWS)
+
+
+def test_bad_rows_stay_with_a_reason(tmp_path: Path) -> None:
+    good = b"http://host/a.jpg"
+    urls = [good, None, good, good, good, b"http://host/\xff", good]
+    captions = [b"fine", b"x", None, b"  ", b"caf\xe9", b"x", b"y" * 1_000_000]
+    pq.write_table(
+        pa.table({"url": pa.array(urls, pa.binary()), "caption": pa.array(captions, pa.binary())}),
+        tmp_path / "t.parquet",
+    )
+    table = rows_of(UrlTable(path=str(tmp_path / "t.parquet"), rows_per_part=3))
+    kinds = [
+        None if reason is None else reason.removeprefix("error.source.url_table.")
+        for reason in table["reason"].to_pylist()
+    ]
+    assert kinds == [
+        None,
+        "null_url",
+        "null_caption",
+        "null_caption",
+        "not_utf8",
+        "not_utf8",
+        "too_long",
+    ]
+    assert table["keep"].to_pylist() == [True] + [False] * 6
+    table.validate(full=True)  # what is shown is valid UTF-8
+    assert table["uid"].to_pylist() == [pair_uid(*row) for row in zip(urls, captions, strict=True)]
+
+
+def test_a_whole_column_of_numbers_is_not_text_row_by_row(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"url": ["a", "b"], "caption": [1, 2]}), tmp_path / "t.parquet")
+    table = rows_of(UrlTable(path=str(tmp_path / "t.parquet")))
+    assert table["reason"].to_pylist() == ["error.source.url_table.not_text"] * 2
+    assert table["caption"].to_pylist() == ["1", "2"]
+
+
+def test_extra_columns_come_along_with_their_types(tmp_path: Path) -> None:
+    columns = {
+        "URL": ["a", None],
+        "TEXT": ["x", "y"],
+        "similarity": pa.array([0.5, None], pa.float32()),
+        "n": [1, 2],
+    }
+    for name in ("a", "b"):
+        pq.write_table(pa.table(columns), tmp_path / f"{name}.parquet")
+    stage = UrlTable(
+        path=str(tmp_path), url="URL", caption="TEXT", keep_columns=("n", "similarity")
+    )
+    stage.check()
+    assert stage.writes() == pa.schema([("n", pa.int64()), ("similarity", pa.float32())])
+    table = rows_of(stage)
+    assert table["n"].to_pylist() == [1, 2, 1, 2]
+    assert table["similarity"].to_pylist() == [0.5, None, 0.5, None]
+    pq.write_table(pa.table({**columns, "n": ["1", "2"]}), tmp_path / "c.parquet")
+    with pytest.raises(
+        ValueError, match=r"c\.parquet: column 'n' is string, in the first file it is int64\. hint"
+    ):
+        UrlTable(path=str(tmp_path), url="URL", caption="TEXT", keep_columns=("n",)).parts()
+
+
+def test_several_files_keep_their_order(tmp_path: Path) -> None:
+    for name in ("b", "a"):
+        (tmp_path / f"{name}.csv").write_text(f"url,caption\n{name}1,x\n{name}2,x\n")
+    assert rows_of(UrlTable(path=f"{tmp_path}/*.csv"))["url"].to_pylist() == [
+        "a1",
+        "a2",
+        "b1",
+        "b2",
+    ]
+    both = (f"{tmp_path}/b.csv", f"{tmp_path}/a.csv")
+    assert rows_of(UrlTable(path=both, rows_per_part=1))["url"].to_pylist() == [
+        "b1",
+        "b2",
+        "a1",
+        "a2",
+    ]
+    assert UrlTable(path=both).inputs() == both
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "found"),
+    [
+        ("empty.csv", b"url,caption\n", "the source is empty, it has no rows"),
+        ("bad.parquet", b"not parquet" * 9, "unreadable parquet"),
+        (
+            "other.csv",
+            b"url,captoin\na,b\n",
+            "no column 'caption'; it has: url, captoin. hint: did you mean 'captoin'?",
+        ),
+        ("none.csv", b"", "the source is empty, it has no rows"),
+        ("rows.dat", b"x", "the name says no known format"),
+        (None, b"", "no such file or folder"),
+    ],
+)
+def test_an_unusable_source_is_refused_before_any_work(
+    tmp_path: Path, name: str | None, data: bytes, found: str
+) -> None:
+    if name:
+        (tmp_path / name).write_bytes(data)
+    path = str(tmp_path / (name or "nowhere.parquet"))
+    with pytest.raises(ValueError, match="hint: ") as caught:
+        _checked_parts(UrlTable(path=path))
+    assert path in str(caught.value)
+    assert found in str(caught.value)
+
+
+def test_an_empty_first_file_is_passed_over(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("")
+    (tmp_path / "b.csv").write_text("url,caption\n1,x\n")
+    stage = UrlTable(path=str(tmp_path))
+    stage.check()
+    assert rows_of(stage)["url"].to_pylist() == ["1"]
+
+
+def test_a_later_file_without_the_column_is_refused_too(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\n1,x\n")
+    (tmp_path / "b.csv").write_text("url,text\n1,x\n")
+    with pytest.raises(ValueError, match=r"b\.csv: no column 'caption'"):
+        UrlTable(path=str(tmp_path)).parts()
+
+
+@pytest.mark.parametrize(
+    "options", [{"keep_columns": ("uid",)}, {"keep_columns": ("n", "n")}, {"rows_per_part": 0}]
+)
+def test_options_that_cannot_work_are_refused(tmp_path: Path, options: dict[str, Any]) -> None:
+    (tmp_path / "a.csv").write_text("url,caption,n,uid\n")
+    with pytest.raises(ValueError, match="hint: "):
+        UrlTable(path=str(tmp_path), **options).check()
+
+
+def test_a_pickled_stage_carries_no_list_of_files(tmp_path: Path) -> None:
+    for n in range(200):
+        (tmp_path / f"{n:03d}.csv").write_text("url,caption,n\n1,x,2\n")
+    stage = UrlTable(path=str(tmp_path), keep_columns=("n",))
+    parts = stage.parts()
+    data = pickle.dumps(stage)
+    assert len(data) < 2000
+    assert next(iter(pickle.loads(data).produce(parts[-1])))["n"].to_pylist() == ["2"]
+
+
+def test_any_fsspec_path_is_read() -> None:
+    import fsspec
+
+    fs = fsspec.filesystem("memory")
+    fs.pipe("/url_table_test/a.csv", b"url,caption\n1,x\n2,y\n")
+    try:
+        for path in (
+            "memory://url_table_test/a.csv",
+            "memory://url_table_test/*.csv",
+            "memory://url_table_test",
+        ):
+            assert rows_of(UrlTable(path=path, rows_per_part=1))["url"].to_pylist() == ["1", "2"]
+    finally:
+        fs.rm("/url_table_test", recursive=True)
+
+
+def test_real_alt_texts_all_come_in(shared_data: Path) -> None:
+    stage = UrlTable(path=str(shared_data / "captions-webalt.parquet"), keep_columns=("source",))
+    table = rows_of(stage)
+    assert len(table) == 20_685
+    assert table["keep"].to_pylist().count(False) == 0
+    assert set(table["source"].to_pylist()) >= {"cc3m-val"}
