@@ -1,0 +1,1 @@
+"""Decisions: which rows stay, and the reason of each that does not."""

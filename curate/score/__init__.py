@@ -1,0 +1,1 @@
+"""Measures: new columns about words and pictures. Nothing is dropped here."""

@@ -1,0 +1,112 @@
+"""filter.threshold: bounds are inclusive, missing values have their own reason, wrong types stop the run."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from curate.filter.threshold import Threshold
+from curate.stage import StageError
+from pipelines import components
+from pipelines.components import Component
+from pipelines.errors import RecipeError
+
+
+def reasons(values: pa.Array, **options: Any) -> list[str | None]:
+    stage = Threshold(column="x", **options)
+    stage.check()
+    decided = stage.process(pa.table({"x": values}), stage.open())
+    assert decided.schema == stage.writes()
+    assert decided["keep"].to_pylist() == [
+        reason is None for reason in decided["reason"].to_pylist()
+    ]
+    return decided["reason"].to_pylist()
+
+
+NO, MISSING = "threshold.x", "threshold.x.missing"
+
+
+def test_bounds_are_inclusive() -> None:
+    values = pa.array([0.25, 0.5, 0.75, 1.0])
+    assert reasons(values, at_least=0.5) == [NO, None, None, None]
+    assert reasons(values, at_most=0.5) == [None, None, NO, NO]
+    assert reasons(values, at_least=0.5, at_most=0.75) == [NO, None, None, NO]
+    assert reasons(pa.array([1, 2, 3], pa.int8()), at_least=2, at_most=2) == [NO, None, NO]
+
+
+def test_missing_values_are_refused_by_their_own_name_or_kept() -> None:
+    values = pa.array([None, float("nan"), 1.0, -1.0])
+    assert reasons(values, at_least=0) == [MISSING, MISSING, None, NO]
+    assert reasons(values, at_least=0, missing="keep") == [None, None, None, NO]
+    assert reasons(pa.nulls(2), at_most=1) == [MISSING, MISSING]
+
+
+def test_equals_takes_text_truth_and_numbers() -> None:
+    assert reasons(pa.array(["en", "de", None]), equals="en") == [None, NO, MISSING]
+    assert reasons(pa.array([True, False]), equals=False) == [NO, None]
+    assert reasons(pa.array([1, 2]), equals=2) == [NO, None]
+
+
+@pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
+def test_a_bound_is_rounded_as_the_column_is(kind: pa.DataType) -> None:
+    values = pa.array([0.05, 0.06], kind)
+    assert reasons(values, at_most=0.05) == [None, NO]
+    assert reasons(values, at_least=0.06) == [NO, None]
+    assert reasons(values, equals=0.05) == [None, NO]
+    assert reasons(values, at_most=1e300) == [None, None]
+
+
+def test_integers_are_compared_exactly() -> None:
+    values = pa.array([2**53, 2**53 + 1])
+    assert reasons(values, equals=2**53 + 1) == [NO, None]
+    assert reasons(values, at_most=float(2**53)) == [None, NO]
+
+
+def test_dictionary_columns_are_their_values() -> None:
+    values = pa.array(["en", "de", None]).dictionary_encode()
+    assert reasons(values, equals="en") == [None, NO, MISSING]
+
+
+@pytest.mark.parametrize(
+    ("options", "found"),
+    [
+        ({}, "nothing to compare with"),
+        ({"at_least": 2.0, "at_most": 1.0}, "at_least = 2.0 is over at_most = 1.0"),
+        ({"at_least": 1.0, "equals": "en"}, "and a bound"),
+        ({"at_most": float("nan")}, "nan"),
+        ({"equals": float("nan")}, "nan"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], found: str) -> None:
+    with pytest.raises(ValueError, match=rf"{found}.*hint: "):
+        Threshold(column="x", **options).check()
+
+
+@pytest.mark.parametrize(
+    ("values", "options", "hint"),
+    [
+        (pa.array(["0.5"]), {"at_least": 0.1}, 'equals = "a text"'),
+        (pa.array([True]), {"at_least": 0.1}, "equals = true"),
+        (pa.array([[1.0]]), {"at_most": 1.0}, "nothing; choose a column"),
+        (pa.array([1.0]), {"equals": "1"}, "at_least, at_most, or equals = a number"),
+        (pa.array(["true"]), {"equals": True}, 'equals = "a text"'),
+    ],
+)
+def test_a_column_that_cannot_be_compared_stops_the_run_with_a_hint(
+    values: pa.Array, options: dict[str, Any], hint: str
+) -> None:
+    with pytest.raises(StageError, match=rf"column 'x' is .*hint: compare it with {hint}"):
+        reasons(values, **options)
+
+
+def test_options_as_a_recipe_gives_them() -> None:
+    def made(**options: Any) -> Threshold:
+        return components.build("stage", Component("filter.threshold", {"column": "x", **options}))
+
+    assert made(equals=True).equals is True
+    assert type(made(equals=1).equals) is int
+    assert made(at_least=1).at_least == 1.0
+    with pytest.raises(RecipeError, match="found 'drop'"):
+        made(at_least=1, missing="drop")
