@@ -1,0 +1,1 @@
+"""Kept rows become shuffled webdataset tars."""

@@ -1,0 +1,174 @@
+"""Kept rows become shuffled, byte-reproducible webdataset tars.
+
+Each part is packed into finished tar blocks, one per sample, sorted by ``draw(uid, salt)``. A shard
+is a range of ranks in that order over all parts, so assembling it copies byte ranges and decodes
+nothing. Ranks come from a histogram of the draws: no process holds more than one shard's index.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.contract import parts, shards, storage, tars
+from curate.contract.draw import draws
+from curate.stage import ShardStage
+
+_BUCKETS = 1 << 16
+_ROWS_AT_ONCE = 64
+_NOT_IN_JSON = ("image", "keep", "reason", "part", "row")
+_PACKED_SCHEMA = pa.schema(
+    [
+        ("bucket", pa.int32()),
+        ("draw", pa.float64()),
+        ("uid", pa.string()),
+        ("offset", pa.int64()),
+        ("size", pa.int64()),
+        ("members", pa.list_(pa.struct([("member", pa.string()), ("offset", pa.int64()), ("size", pa.int64()), ("crc32", pa.uint32())]))),
+    ]
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Write(ShardStage):
+    """Options: how many samples a tar holds, and the seed of their order."""
+
+    samples_per_shard: int = 10_000
+    seed: int = 0
+
+    def check(self) -> None:
+        if self.samples_per_shard < 1:
+            raise ValueError(f"samples_per_shard = {self.samples_per_shard}. hint: at least 1")
+
+    def shard_count(self, kept: int) -> int:
+        return -(-kept // self.samples_per_shard)
+
+    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[str, int]:
+        uids = samples["uid"].to_pylist()
+        order = _Order.of(uids, f"shard:{self.seed}")
+        rows: list[dict[str, Any]] = []
+        offset = 0
+        with storage.committed(blocks_path) as file:
+            for row, draw in order.rows_of(samples):
+                block, members = shards.sample_block(row["uid"], sample_members(row))
+                file.write(block)
+                for member in members:
+                    del member["key"]
+                rows.append(
+                    {
+                        "bucket": int(draw * _BUCKETS),
+                        "draw": draw,
+                        "uid": row["uid"],
+                        "offset": offset,
+                        "size": len(block),
+                        "members": members,
+                    }
+                )
+                offset += len(block)
+        table = pa.Table.from_pylist(rows, _PACKED_SCHEMA)
+        counts = pc.value_counts(table["bucket"]).to_pylist()
+        histogram = {str(entry["values"]): entry["counts"] for entry in counts}
+        parts.write_table(index_path, table, {"histogram": histogram, "rows": len(rows)})
+        return histogram
+
+    def assemble(
+        self, number: int, packed: Sequence[tuple[str, str]], histogram: dict[str, int], path: str
+    ) -> pa.Table:
+        first, last = number * self.samples_per_shard, (number + 1) * self.samples_per_shard
+        low, high, skip = _bucket_range(histogram, first, last)
+        chosen = list(_chosen(packed, low, high))[skip : skip + last - first]
+        rows: list[dict[str, Any]] = []
+        files: dict[str, Any] = {}
+        offset = 0
+        name = path.rsplit("/", 1)[-1]
+        try:
+            with storage.committed(path) as tar:
+                for _, uid, blocks_path, entry in chosen:
+                    file = files.get(blocks_path) or files.setdefault(
+                        blocks_path, storage.open_file(blocks_path)
+                    )
+                    file.seek(entry["offset"])
+                    tar.write(file.read(entry["size"]))
+                    for member in entry["members"]:
+                        rows.append(
+                            {
+                                **member,
+                                "offset": offset + member["offset"],
+                                "shard": name,
+                                "key": uid,
+                            }
+                        )
+                    offset += entry["size"]
+                tar.write(tars.END)
+        finally:
+            for file in files.values():
+                file.close()
+        return pa.Table.from_pylist(rows, shards.INDEX_SCHEMA)
+
+
+def sample_members(row: dict[str, Any]) -> list[tuple[str, bytes]]:
+    """The tar members of one row: its picture, its alt-text, and everything known about it as JSON."""
+    image: bytes = row["image"]
+    record = {key: value for key, value in row.items() if key not in _NOT_IN_JSON}
+    record["key"] = row["uid"]
+    return [
+        (tars.image_extension(image), image),
+        ("txt", row["caption"].encode("utf-8", "replace")),
+        ("json", shards.sample_json(record)),
+    ]
+
+
+@dataclass(frozen=True)
+class _Order:
+    """The order of a part's rows by draw, then uid."""
+
+    draws: np.ndarray
+    positions: np.ndarray
+
+    @classmethod
+    def of(cls, uids: list[str], salt: str) -> _Order:
+        drawn = draws(uids, salt)
+        return cls(drawn, np.lexsort((np.array(uids, dtype="U32"), drawn)))
+
+    def rows_of(self, table: pa.Table) -> Iterator[tuple[dict[str, Any], float]]:
+        """(row, its draw) in order; a few rows at a time become Python objects."""
+        for start in range(0, len(self.positions), _ROWS_AT_ONCE):
+            positions = self.positions[start : start + _ROWS_AT_ONCE]
+            yield from zip(
+                table.take(positions).to_pylist(), self.draws[positions].tolist(), strict=True
+            )
+
+
+def _bucket_range(histogram: dict[str, int], first: int, last: int) -> tuple[int, int, int]:
+    """(lowest bucket, highest bucket, ranks to skip in the lowest) that hold ranks first..last-1."""
+    counts = np.zeros(_BUCKETS, dtype=np.int64)
+    for bucket, count in histogram.items():
+        counts[int(bucket)] = count
+    ends = np.cumsum(counts)
+    low = int(np.searchsorted(ends, first, side="right"))
+    high = int(np.searchsorted(ends, min(last, int(ends[-1])), side="left"))
+    return low, high, first - int(ends[low] - counts[low])
+
+
+def _chosen(
+    packed: Sequence[tuple[str, str]], low: int, high: int
+) -> Iterator[tuple[float, str, str, dict[str, Any]]]:
+    """(draw, uid, blocks path, entry) of every packed sample in the bucket range, in rank order."""
+    wanted = (pc.field("bucket") >= low) & (pc.field("bucket") <= high)
+
+    def of_part(
+        blocks_path: str, index_path: str
+    ) -> Iterator[tuple[float, str, str, dict[str, Any]]]:
+        with storage.open_file(index_path) as file:
+            table = pq.read_table(file, filters=wanted)
+        for entry in table.to_pylist():
+            yield entry["draw"], entry["uid"], blocks_path, entry
+
+    return heapq.merge(*(of_part(*paths) for paths in packed), key=lambda item: item[:2])
