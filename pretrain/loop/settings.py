@@ -1,0 +1,93 @@
+"""What a training run is told: one TrainSettings with its Phases. No torch is imported here.
+
+`pipelines.recipe` fills these from TOML, with components still named; `pipelines.launch` replaces
+the names by built components (views, tweaks, terms) in each rank.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardSource:
+    """One shard set in the mixture. ``weight`` is its relative share of samples drawn."""
+
+    path: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One stretch of training with fixed resolution, views, objective and optimiser settings."""
+
+    samples: int  # samples_seen at which the phase ends, counted from its start
+    global_batch: int  # over all ranks
+    lr: float = 5e-4
+    lr_end: float = 0.0
+    warmup_samples: int = 0
+    weight_decay: float = 0.2  # on matrices only: none on scales, norms, biases, embeddings
+    beta1: float = 0.9
+    beta2: float = 0.98
+    eps: float = 1e-6
+    grad_clip_norm: float = 0.0  # 0 means no clipping
+    view: tuple[Any, ...] = ()  # empty: `crop` and `caption_mix` with their defaults
+    tweak: tuple[Any, ...] = ()
+    objective: tuple[Any, ...] = ()  # components with `weight`; empty: `infonce`
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSettings:
+    """A whole run. Progress is counted in samples_seen, never in epochs."""
+
+    model: str  # an open_clip name, or one of pretrain/model/configs
+    out: str
+    shards: tuple[ShardSource, ...] = ()  # empty: the recipe's curate.shards
+    pretrained: str = ""  # path of open_clip weights to start from; empty: random
+    precision: str = "bf16"  # bf16 (autocast) or fp32
+    workers: int = 1  # loader processes per rank; 0 decodes in the rank itself
+    checkpoint_minutes: float = 10.0
+    keep_checkpoints: int = 2
+    log_every_steps: int = 10
+    max_bad_frac: float = 0.01  # share of undecodable samples past which the run stops
+    phase: tuple[Phase, ...] = ()
+
+
+def check(settings: TrainSettings) -> None:
+    """Raise ValueError ("where: what. hint: ...") for values no run can use. Reads nothing."""
+    if not settings.phase or not settings.shards:
+        raise ValueError(
+            "train: no phase or no shards. hint: add a [[train.phase]], and `shards` or a [curate] table"
+        )
+    if settings.precision not in ("bf16", "fp32"):
+        raise ValueError(f'train.precision = {settings.precision!r}. hint: "bf16" or "fp32"')
+    _in_range("train", settings, "at least 0", 0, "workers", "checkpoint_minutes")
+    _in_range("train", settings, "at least 1", 1, "keep_checkpoints", "log_every_steps")
+    _in_range("train", settings, "a share between 0 and 1", 0, "max_bad_frac", high=1)
+    for number, phase in enumerate(settings.phase):
+        where = f"train.phase.{number}"
+        _in_range(where, phase, "at least 1", 1, "samples", "global_batch")
+        _in_range(
+            where,
+            phase,
+            "at least 0",
+            0,
+            "lr",
+            "lr_end",
+            "warmup_samples",
+            "weight_decay",
+            "eps",
+            "grad_clip_norm",
+        )
+        _in_range(where, phase, "from 0 to just below 1", 0, "beta1", "beta2", high=0.999999)
+
+
+def _in_range(
+    where: str, thing: Any, hint: str, low: float, *names: str, high: float = math.inf
+) -> None:
+    for name in names:
+        value = getattr(thing, name)
+        if not low <= value <= high:
+            raise ValueError(f"{where}.{name} = {value}. hint: {hint}")

@@ -1,0 +1,1 @@
+"""The two towers, and what changes them."""

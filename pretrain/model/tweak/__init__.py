@@ -1,0 +1,1 @@
+"""Tweaks: changes to the towers before they are wrapped for data parallelism."""

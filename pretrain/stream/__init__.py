@@ -1,0 +1,1 @@
+"""Tars become batches: split by rank and worker, resumable to the sample."""

@@ -1,0 +1,181 @@
+"""Which sample stands at a position of the endless stream: a pure function of (seed, position).
+
+Shards are permuted per epoch, and samples are shuffled inside a window of consecutive permuted
+shards, so that a reader touches few files at a time while a batch still mixes many shards. Nothing
+depends on ranks, workers or what was read before, so a run may resume at any sample and with any
+number of GPUs. Several shard sets are mixed in fixed shares per block of positions.
+
+Random numbers come from Philox's raw 64-bit stream, the part of numpy whose values are promised
+not to change between versions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+
+WINDOW_SHARDS = 16
+MIXTURE_BLOCK = 4096  # shares are exact per block and rounded to 1/4096
+_CACHED_WINDOWS = 4
+
+
+def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
+    """The random stream for one purpose, e.g. ``generator(seed, "view.image", position)``."""
+    return np.random.Generator(_philox(seed, purpose, *numbers))
+
+
+def integer(seed: int, purpose: str, *numbers: int) -> int:
+    """A random integer in [0, 2**63), for seeding other generators."""
+    return int(_philox(seed, purpose, *numbers).random_raw()) >> 1
+
+
+def permutation(count: int, seed: int, purpose: str, *numbers: int) -> np.ndarray:
+    """A permutation of ``range(count)``, int64 of shape (count,)."""
+    raw = _philox(seed, purpose, *numbers).random_raw(count)
+    return np.argsort(raw, kind="stable")
+
+
+def _philox(seed: int, purpose: str, *numbers: int) -> np.random.Philox:
+    text = "\0".join([str(seed), purpose, *map(str, numbers)])
+    key = hashlib.blake2b(text.encode(), digest_size=16).digest()
+    return np.random.Philox(key=int.from_bytes(key, "little"))
+
+
+@dataclass(frozen=True)
+class ShardOrder:
+    """The endless order of one shard set. ``counts`` has the number of samples of each shard."""
+
+    counts: tuple[int, ...]
+    seed: int
+    window_shards: int = WINDOW_SHARDS
+
+    @property
+    def total(self) -> int:
+        return sum(self.counts)
+
+    def sample_at(self, position: int) -> int:
+        """The sample (numbered through all shards, from 0) at a position of the endless stream."""
+        return int(self.samples(position, position + 1)[0])
+
+    def samples(self, start: int, stop: int) -> np.ndarray:
+        """The samples at positions ``start`` to ``stop - 1``, int64 of shape (stop - start,)."""
+        found: list[np.ndarray] = []
+        total = _total(self)
+        while start < stop:
+            epoch, inside = divmod(start, total)
+            starts = _window_starts(self, epoch)
+            window = int(np.searchsorted(starts, inside, side="right")) - 1
+            offset = inside - int(starts[window])
+            taken = _window_samples(self, epoch, window)[offset : offset + stop - start]
+            found.append(taken)
+            start += len(taken)
+        return np.concatenate(found) if found else np.zeros(0, np.int64)
+
+
+@lru_cache(maxsize=16)
+def _total(order: ShardOrder) -> int:
+    if order.total == 0:
+        raise ValueError(
+            "the shard set holds no sample. hint: look at its ledger for why all were refused"
+        )
+    return order.total
+
+
+@lru_cache(maxsize=16)
+def _first_samples(order: ShardOrder) -> np.ndarray:
+    """The number of each shard's first sample."""
+    return np.concatenate([[0], np.cumsum(order.counts)]).astype(np.int64)
+
+
+@lru_cache(maxsize=16)
+def _shards(order: ShardOrder, epoch: int) -> np.ndarray:
+    return permutation(len(order.counts), order.seed, "order.shards", epoch)
+
+
+@lru_cache(maxsize=16)
+def _window_starts(order: ShardOrder, epoch: int) -> np.ndarray:
+    """The position inside the epoch at which each window of shards begins."""
+    ends = np.cumsum(np.asarray(order.counts, np.int64)[_shards(order, epoch)])
+    starts = np.concatenate([[0], ends])[:-1][:: order.window_shards]
+    return starts
+
+
+@lru_cache(maxsize=_CACHED_WINDOWS)
+def _window_samples(order: ShardOrder, epoch: int, window: int) -> np.ndarray:
+    """The samples of one window in their shuffled order."""
+    first = window * order.window_shards
+    shards = _shards(order, epoch)[first : first + order.window_shards]
+    starts = _first_samples(order)
+    samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
+    return samples[permutation(len(samples), order.seed, "order.samples", epoch, window)]
+
+
+@dataclass(frozen=True)
+class Mixture:
+    """Which shard set feeds a position, and at which position of that set's own stream.
+
+    Every block of ``MIXTURE_BLOCK`` positions holds the same number of samples of each set (its
+    share by ``weights``, largest remainders first, at least one), in a shuffled order.
+    """
+
+    weights: tuple[float, ...]
+    seed: int
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(number of the shard set, position in its stream)."""
+        if len(self.weights) == 1:
+            return 0, position
+        block, inside = divmod(position, MIXTURE_BLOCK)
+        counts, sources, ranks = _mixture_block(self, block)
+        source = int(sources[inside])
+        return source, block * int(counts[source]) + int(ranks[inside])
+
+
+def shares(weights: Sequence[float], block: int = MIXTURE_BLOCK) -> np.ndarray:
+    """How many of ``block`` positions each set gets, int64, in total exactly ``block``.
+
+    Raises ValueError for weights that are not all positive, or more sets than positions.
+    """
+    wanted = np.asarray(weights, np.float64)
+    if len(wanted) > block or not np.all(np.isfinite(wanted)) or np.any(wanted <= 0):
+        raise ValueError(
+            f"shard set weights {list(weights)}. hint: weights are positive numbers; leave out a set that is not wanted"
+        )
+    exact = wanted / wanted.sum() * block
+    counts = np.maximum(np.floor(exact).astype(np.int64), 1)
+    while counts.sum() < block:
+        counts[np.argmax(exact - counts)] += 1
+    while counts.sum() > block:
+        counts[np.argmax(counts)] -= 1
+    return counts
+
+
+@lru_cache(maxsize=16)
+def _mixture_block(mixture: Mixture, block: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Per set its count; per position of the block its set and its rank among that set's samples."""
+    counts = shares(mixture.weights)
+    sources = np.repeat(np.arange(len(counts)), counts)
+    sources = sources[permutation(MIXTURE_BLOCK, mixture.seed, "order.mixture", block)]
+    ranks = np.zeros(MIXTURE_BLOCK, np.int64)
+    for source, count in enumerate(counts):
+        ranks[sources == source] = np.arange(count)
+    return counts, sources, ranks
+
+
+def local_rows(samples_seen: int, global_batch: int, rank: int, world: int) -> range:
+    """The positions that a rank reads for the global batch beginning at ``samples_seen``.
+
+    Raises ValueError where the batch does not divide evenly: means of unequal local batches would
+    not average to the global mean.
+    """
+    if global_batch % world:
+        raise ValueError(
+            f"global_batch = {global_batch} does not divide over {world} ranks. "
+            f"hint: use a multiple of {world}, e.g. {max(1, round(global_batch / world)) * world}"
+        )
+    local = global_batch // world
+    return range(samples_seen + rank * local, samples_seen + (rank + 1) * local)

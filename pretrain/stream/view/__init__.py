@@ -1,0 +1,1 @@
+"""Views: one augmented rendering of a sample each."""

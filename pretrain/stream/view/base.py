@@ -1,0 +1,46 @@
+"""View: one rendering of a sample for one tower.
+
+A view is a frozen keyword-only dataclass in a file of its own; its fields are the recipe's
+options. ``name`` is what objectives ask for: the view "image" gives the feature "image:pooled".
+Two views of one tower need two names.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from pretrain.stream.batch import Sample
+
+
+@dataclass(frozen=True)
+class ModelInputs:
+    """What the model takes: the side of its square picture, in pixels, and its text length, in tokens."""
+
+    image_size_px: int
+    context_length: int
+
+
+class View:
+    """Base of every view. Subclasses are ``@dataclass(frozen=True, kw_only=True)`` with a ``name``."""
+
+    tower: ClassVar[Literal["image", "text"]]
+
+    @property
+    def name(self) -> str:
+        """A field of every subclass, with a default."""
+        raise NotImplementedError
+
+    def fit(self, inputs: ModelInputs) -> View:
+        """This view with every option left to the model filled in."""
+        return self
+
+    def __call__(self, sample: Sample, rng: np.random.Generator) -> np.ndarray | str:
+        """Image: uint8 (side, side, 3), the same side for every sample. Text: the words.
+
+        ``rng`` is a function of (seed, position in the stream, this view's name), so the same
+        position always gives the same view. Raises BadPicture for bytes that don't decode.
+        """
+        raise NotImplementedError
