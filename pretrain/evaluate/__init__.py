@@ -1,0 +1,1 @@
+"""What was learned: figures from an encoder and a set."""
