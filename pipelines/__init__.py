@@ -1,0 +1,1 @@
+"""How rooms are joined and run: recipes, plans, runners, reports."""

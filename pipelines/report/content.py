@@ -1,0 +1,93 @@
+"""What a report can say, as plain data. Every section may be missing; the page then leaves it out."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+KEPT = "kept"
+
+
+@dataclass(frozen=True)
+class FunnelRow:
+    """One stage: the rows it was given, and what came of them."""
+
+    stage: str  # its sidecar folder's name, unique in a run
+    use: str
+    rows_in: int
+    kept: int
+    refused: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class Totals:
+    """The whole run. ``ledger_rows`` is counted in the ledger itself and must equal ``rows_in``."""
+
+    rows_in: int
+    kept: int
+    ledger_rows: int
+    reasons: Mapping[str, int] = field(default_factory=dict)  # from the ledger
+
+
+@dataclass(frozen=True)
+class EntryRow:
+    """One entry of the entry list, with the rows that match it."""
+
+    text: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class EntryBalance:
+    """Rows per entry before and after balancing: the ends of the list, and the curve between."""
+
+    head: Sequence[EntryRow]  # the most frequent, by the count before
+    tail: Sequence[EntryRow]  # the least frequent that were matched at all
+    before: Sequence[tuple[int, int]]  # (rank from 1, rows), most frequent first, thinned out
+    after: Sequence[tuple[int, int]]
+    n_before: int  # entries matched at least once
+    n_after: int
+
+
+@dataclass(frozen=True)
+class Thumb:
+    """One sample: its picture where there is one, and its words. All of it is hostile input."""
+
+    uid: str
+    image: bytes | None
+    caption: str
+    captions: Sequence[str] = ()
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class FaultRow:
+    """One planted fault of the demo world: how many, and how many the filters found."""
+
+    name: str
+    planted: int
+    found: int | None  # None where the recipe has no stage that looks for it
+    precision: float | None  # None where nothing was found
+    recall: float | None  # None where nothing was planted
+    reached: int | None = None  # planted rows that the stage was given; earlier stages refuse some
+
+
+@dataclass(frozen=True)
+class Report:
+    """All of a run, or of several compared. Captions, URLs and texts are escaped by the page."""
+
+    title: str
+    summary: str = ""
+    funnel: Sequence[FunnelRow] = ()
+    totals: Totals | None = None
+    faults: Sequence[FaultRow] = ()
+    faults_note: str = ""
+    entries: EntryBalance | None = None
+    thumbnails: Mapping[str, Sequence[Thumb]] = field(default_factory=dict)  # KEPT or reason
+    curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by run
+    evaluations: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)
+    notes: Sequence[str] = ()
+    provenance: Mapping[str, str] = field(default_factory=dict)  # recipe, fingerprint, versions
