@@ -1,0 +1,226 @@
+"""One function per command of the tool: recipe in, text for stdout back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from curate.contract import storage
+from pipelines import components, recipe, sharding
+from pipelines.errors import RecipeError, did_you_mean, split_hint
+from pipelines.plan import CurationPlan, plan_curation
+from pipelines.recipe import Recipe
+
+
+def check(name: str, overrides: Sequence[str] = ()) -> str:
+    """Everything that can be known to be wrong before any work. Raises RecipeError."""
+    loaded = recipe.load(name, overrides)
+    told = [f"{loaded.path}: recipe {loaded.name!r} is fine"]
+    if loaded.curate is not None:
+        planned = plan_curation(loaded)
+        slices = _slices(planned)
+        sharding.check_folder(planned)
+        told.append(
+            f"curate: {slices} parts of {planned.source.use}, {len(planned.stages)} stages, {len(planned.steps)} steps"
+        )
+    if loaded.train is not None:
+        phases = loaded.train.phase
+        told.append(
+            f"train: {loaded.train.model}, {len(phases)} phases, {sum(p.samples for p in phases):,} samples"
+        )
+    if loaded.evaluate:
+        told.append(f"evaluate: {', '.join(component.use for component in loaded.evaluate)}")
+    return "\n".join(told)
+
+
+def plan(name: str, overrides: Sequence[str] = ()) -> str:
+    """The steps of a recipe, with what is done already."""
+    loaded = recipe.load(name, overrides)
+    lines = [f"recipe {loaded.name}  (seed {loaded.seed})"]
+    if loaded.curate is not None:
+        lines += _plan_lines(plan_curation(loaded))
+    if loaded.train is not None:
+        lines += _train_lines(loaded)
+    for component in loaded.evaluate:
+        lines.append(f"evaluate  {component.use}  {_options(component.options)}")
+    return "\n".join(lines)
+
+
+def show(what: str, overrides: Sequence[str] = ()) -> str:
+    """A recipe resolved, as TOML; or a component's summary and options."""
+    try:
+        return recipe.to_toml(recipe.load(what, overrides)).rstrip()
+    except RecipeError:
+        kind = next((kind for kind in components.KINDS if what in components.found(kind)), None)
+        if kind is None:
+            raise
+    description = components.describe(kind, what)
+    lines = [f"{what}  ({kind})", f"  {description.summary}"]
+    for option in description.options:
+        kind_name = getattr(option.annotation, "__name__", str(option.annotation or "")).replace(
+            "typing.", ""
+        )
+        default = "required" if option.default is components.REQUIRED else f"= {option.default!r}"
+        lines.append(f"  {option.name:28s} {kind_name:12s} {default}")
+    return "\n".join(lines)
+
+
+def list_components(kind: str | None = None) -> str:
+    """Every component with its first line, by kind; then the shipped recipes."""
+    kinds = [*components.KINDS, "recipe"]
+    if kind is not None and kind not in kinds:
+        raise RecipeError(f"list {kind}", "no such kind", did_you_mean(kind, kinds, "kinds"))
+    lines: list[str] = []
+    for name in [kind] if kind else kinds:
+        lines.append(name)
+        if name == "recipe":
+            lines += [f"  {path.stem}" for path in sorted(recipe.SHIPPED.glob("*.toml"))]
+        else:
+            lines += [
+                f"  {use:28s} {components.describe(name, use).summary}"
+                for use in components.found(name)
+            ]
+    return "\n".join(lines)
+
+
+def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, workers: int) -> str:
+    """Run the curation; one JSON line with what came of the rows."""
+    from pipelines import curation, progress
+    from pipelines.report import written
+
+    planned = plan_curation(recipe.load(name, overrides))
+    _slices(planned)
+    shown = progress.for_stream()
+    try:
+        if local:
+            from pipelines.run_local import LocalRunner
+
+            outcome = curation.run(planned, LocalRunner(), shown)
+        else:
+            from pipelines import run_ray
+
+            sharding.check_folder(planned)
+            curation.check_pool(planned)
+            shown.say("starting Ray" if not address else f"joining Ray at {address}")
+            with run_ray.connected(address, workers) as runner:
+                outcome = curation.run(planned, runner, shown)
+        page = written.curation(planned.shards_root, _entry_texts(planned))
+    finally:
+        shown.close()
+    manifest = outcome.manifest
+    told = {key: manifest[key] for key in ("recipe", "rows_in", "kept", "shards", "fingerprint")}
+    return json.dumps({**told, "folder": planned.shards_root, "report": page}, ensure_ascii=False)
+
+
+def train(
+    name: str, overrides: Sequence[str], *, nproc: int, ray_workers: int, address: str, resume: bool
+) -> str:
+    """Train; one JSON line with the final checkpoint."""
+    from pipelines import launch
+
+    return launch.train(
+        name, overrides, nproc=nproc, ray_workers=ray_workers, address=address, resume=resume
+    )
+
+
+def evaluate(name: str, overrides: Sequence[str], *, checkpoint: str, as_json: bool) -> str:
+    """The recipe's evaluations of one checkpoint, as a table or as JSON."""
+    from pipelines import launch
+
+    return launch.evaluate(recipe.load(name, overrides), checkpoint, as_json=as_json)
+
+
+def report(name: str, overrides: Sequence[str]) -> str:
+    """Write the pages again; their paths, one a line."""
+    from pipelines.report import written
+
+    loaded = recipe.load(name, overrides)
+    pages: list[str] = []
+    if loaded.curate is not None:
+        planned = plan_curation(loaded)
+        if sharding.check_folder(planned) is not None:
+            pages.append(written.curation(planned.shards_root, _entry_texts(planned)))
+    if loaded.train is not None and storage.exists(storage.join(loaded.train.out, "metrics.jsonl")):
+        pages.append(written.training(loaded.train.out, loaded.name))
+    if not pages:
+        raise RecipeError(
+            loaded.path,
+            "nothing to report on: no shards and no training run",
+            "run `clip-pipe curate` first",
+        )
+    return "\n".join(pages)
+
+
+def _slices(planned: CurationPlan) -> int:
+    """How many parts the source has; its faults become RecipeErrors here, before any work."""
+    from pipelines import curation
+
+    described = curation.check_pool(planned)
+    if described is not None:
+        return int(described["parts"])
+    try:
+        return len(planned.source.stage.parts())
+    except (ValueError, OSError) as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError(f"curate.source ({planned.source.use})", what, hint) from fault
+
+
+def _entry_texts(planned: CurationPlan) -> list[str] | None:
+    """The entry list of the plan's matching stage, for the report."""
+    for stage in planned.stages:
+        if stage.use == "score.metadata_match":
+            from curate.score.metadata_match import read_entries
+
+            return read_entries(stage.options["entries"])
+    return None
+
+
+def _plan_lines(planned: CurationPlan) -> list[str]:
+    from pipelines import curation
+
+    described = curation.check_pool(planned)
+    count = _slices(planned)
+    done_shards = sharding.check_folder(planned) is not None
+    lines = [
+        f"pool      {planned.pool_root}",
+        f"shards    {planned.shards_root}" + ("  (done)" if done_shards else ""),
+    ]
+    lines.append(
+        f"source    {planned.source.use}  {count} parts" + ("" if described else "  (new pool)")
+    )
+    for number, step in enumerate(planned.steps, start=1):
+        how = "whole pool" if step.kind == "global" else "one pass"
+        lines.append(f"step {number:<4d} {how}")
+        for index in step.stages:
+            stage = planned.stages[index]
+            done = curation.parts_done(planned, stage, count) if described else 0
+            state = (
+                "done" if done == count else f"{done} of {count} parts done" if done else "to do"
+            )
+            lines.append(
+                f"          {stage.name:28s} {stage.fingerprint[:8]}  {state:18s} {_options(stage.options)}"
+            )
+    lines.append(
+        f"shard     {planned.shard.use}  {planned.shard.fingerprint[:8]}  {_options(planned.shard.options)}"
+    )
+    return lines
+
+
+def _train_lines(loaded: Recipe) -> list[str]:
+    assert loaded.train is not None
+    lines = [f"train     {loaded.train.model} -> {loaded.train.out}"]
+    lines += [f"shards    {source.path}  weight {source.weight}" for source in loaded.train.shards]
+    for number, phase in enumerate(loaded.train.phase):
+        terms = ", ".join(component.use for component in phase.objective) or "infonce"
+        steps = -(-phase.samples // phase.global_batch)
+        lines.append(
+            f"phase {number:<3d} {phase.samples:,} samples, {steps:,} steps of {phase.global_batch:,}, lr {phase.lr}, objective {terms}"
+        )
+    return lines
+
+
+def _options(options: dict[str, Any]) -> str:
+    shown = {key: value for key, value in options.items() if value not in ("", (), None)}
+    text = " ".join(f"{key}={value}" for key, value in shown.items())
+    return text if len(text) <= 120 else text[:117] + "..."

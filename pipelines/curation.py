@@ -1,0 +1,287 @@
+"""The journey of a pool: ingest, steps, shards. The same for every runner.
+
+A runner is one function, ``map``: it calls a worker function for each tuple of arguments, anywhere
+and in any order, and yields (position, result) as they end. Nothing here knows Ray.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from curate.contract import parts, storage
+from curate.contract.manifest import SCHEMA_VERSION, Manifest
+from curate.stage import Part, Resources
+from pipelines import fused, global_step, part, sharding
+from pipelines.errors import RecipeError, RunFailed, split_hint
+from pipelines.plan import CurationPlan, Planned, Step
+from pipelines.progress import Progress
+
+_EARLY_STOP_ROWS = (
+    1000  # a share of errors over fewer rows than this is judged at a step's end only
+)
+
+
+class Runner(Protocol):
+    """Where worker functions run."""
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        plan: CurationPlan,
+        calls: Sequence[tuple[Any, ...]],
+        resources: Resources,
+    ) -> Iterator[tuple[int, Any]]: ...
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a curation run ended with: the shards' manifest, and whether there was anything to do."""
+
+    manifest: dict[str, Any]
+    already_done: bool
+
+
+def run(plan: CurationPlan, runner: Runner, progress: Progress) -> Outcome:
+    """Run what is not done yet. Raises RecipeError before any work, RunFailed in the middle of it."""
+    done = sharding.check_folder(plan)
+    check_pool(plan)
+    if done is not None:
+        progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
+        return Outcome(done, True)
+    count = _ingest(plan, runner, progress)
+    for step in plan.steps:
+        if step.kind == "rows":
+            _rows_step(plan, step, count, runner, progress)
+        else:
+            _global_step(plan, step, count, runner, progress)
+    return Outcome(_shard(plan, count, runner, progress), False)
+
+
+def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
+    """pool.json, or None for a new pool. Raises RecipeError for a pool of another source."""
+    root = plan.pool_root
+    found = plan.pool.describe()
+    if found is None:
+        if storage.exists(root) and storage.glob(storage.join(root, "*")):
+            raise RecipeError(
+                f"curate.pool = {root!r}",
+                "the folder is not empty and holds no pool (no pool.json)",
+                "name a new or empty folder",
+            )
+        return None
+    if found.get("schema_version") != SCHEMA_VERSION:
+        raise RecipeError(
+            f"curate.pool = {root!r}",
+            f"schema version {found.get('schema_version')}, this clip-pipe reads {SCHEMA_VERSION}",
+        )
+    if found["source"]["fingerprint"] != plan.source.fingerprint:
+        raise RecipeError(
+            f"curate.pool = {root!r}",
+            f"the pool holds rows of another source ({found['recipe']!r}: {found['source']['use']}), or the source's files changed",
+            "name a new pool folder, or delete that one",
+        )
+    return found
+
+
+def parts_done(plan: CurationPlan, planned: Planned, count: int) -> int:
+    """How many parts of a stage are committed."""
+    return sum(part.is_done(plan, planned, number) for number in range(count))
+
+
+def _ingest(plan: CurationPlan, runner: Runner, progress: Progress) -> int:
+    """Rows come in. pool.json is written first and names the slices, so a re-run takes the same ones."""
+    described = check_pool(plan)
+    if described is None:
+        try:
+            slices = plan.source.stage.parts()
+        except (ValueError, OSError) as fault:
+            what, hint = split_hint(str(fault))
+            raise RecipeError(f"curate.source ({plan.source.use})", what, hint) from fault
+        described = {
+            "schema_version": SCHEMA_VERSION,
+            "recipe": plan.recipe,
+            "parts": len(slices),
+            "source": {
+                "use": plan.source.use,
+                "fingerprint": plan.source.fingerprint,
+                "options": plan.source.options,
+            },
+            "slices": [entry.payload for entry in slices],
+        }
+        storage.write_text(
+            plan.pool.description_path, json.dumps(described, indent=1, default=str) + "\n"
+        )
+    slices = [Part(number, payload) for number, payload in enumerate(described["slices"])]
+    missing = [entry for entry in slices if not storage.exists(plan.pool.rows_path(entry.index))]
+    progress.start(f"source {plan.source.use}", len(missing))
+    for _ in _call(runner, part.ingest, plan, [(entry,) for entry in missing], Resources()):
+        progress.advance()
+    stats = [
+        parts.read_stats(part.sidecar(plan, plan.source, number)) for number in range(len(slices))
+    ]
+    _end_stage(plan, plan.source, stats, progress)
+    return len(slices)
+
+
+def _rows_step(
+    plan: CurationPlan, step: Step, count: int, runner: Runner, progress: Progress
+) -> None:
+    stages = [plan.stages[index] for index in step.stages]
+    progress.start(" + ".join(planned.name for planned in stages), count)
+    todo = [
+        n for n in range(count) if not all(part.is_done(plan, planned, n) for planned in stages)
+    ]
+    seen: dict[int, list[dict[str, Any]]] = {index: [] for index in step.stages}
+    for number in sorted(set(range(count)) - set(todo)):
+        progress.advance()
+        for index in step.stages:
+            seen[index].append(parts.read_stats(part.sidecar(plan, plan.stages[index], number)))
+    calls = [(step.stages, number) for number in todo]
+    for _, result in _call(
+        runner,
+        fused.run_rows,
+        plan,
+        calls,
+        _joined([planned.stage.resources for planned in stages]),
+    ):
+        progress.advance()
+        for index in step.stages:
+            seen[index].append(result[index])
+            _check_errors(plan, plan.stages[index], seen[index], at_least=_EARLY_STOP_ROWS)
+    for index in step.stages:
+        _end_stage(plan, plan.stages[index], seen[index], progress)
+
+
+def _global_step(
+    plan: CurationPlan, step: Step, count: int, runner: Runner, progress: Progress
+) -> None:
+    index = step.stages[0]
+    planned = plan.stages[index]
+    progress.start(planned.name, count)
+    if parts_done(plan, planned, count) < count:
+        rows = sum(parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(count))
+        buckets = global_step.bucket_count(planned, rows)
+        resources = planned.stage.resources
+        for _ in _call(
+            runner,
+            global_step.summarize,
+            plan,
+            [(index, buckets, n) for n in range(count)],
+            resources,
+        ):
+            pass
+        for _ in _call(
+            runner,
+            global_step.merge,
+            plan,
+            [(index, buckets, count, b) for b in range(buckets)],
+            resources,
+        ):
+            pass
+        todo = [(index, buckets, n) for n in range(count) if not part.is_done(plan, planned, n)]
+        for _ in _call(runner, global_step.decide, plan, todo, resources):
+            progress.advance()
+    global_step.forget(plan, planned)
+    stats = [parts.read_stats(part.sidecar(plan, planned, number)) for number in range(count)]
+    _end_stage(plan, planned, stats, progress)
+
+
+def _shard(plan: CurationPlan, count: int, runner: Runner, progress: Progress) -> dict[str, Any]:
+    sharding.begin(plan)
+    progress.start(plan.shard.use, count)
+    part_stats: list[dict[str, Any]] = [{}] * count
+    for position, stats in _call(
+        runner, sharding.pack, plan, [(n,) for n in range(count)], Resources()
+    ):
+        part_stats[position] = stats
+        progress.advance()
+    kept = sum(stats["kept"] for stats in part_stats)
+    sizes: list[int] = []
+    if plan.has_images:
+        histogram: Counter[str] = Counter()
+        for stats in part_stats:
+            histogram.update(stats["histogram"])
+        sizes = [0] * plan.shard.stage.shard_count(kept)
+        calls = [(count, dict(histogram), number) for number in range(len(sizes))]
+        for position, stats in _call(runner, sharding.assemble, plan, calls, Resources()):
+            sizes[position] = stats["samples"]
+    manifest = sharding.finish(plan, part_stats, sizes)
+    rows = manifest["rows_in"]
+    what = f"{len(sizes)} shards" if plan.has_images else "kept.parquet"
+    progress.finish(f"{kept} of {rows} rows kept, {what}; {plan.shards_root}")
+    return manifest
+
+
+def _call(
+    runner: Runner,
+    function: Callable[..., Any],
+    plan: CurationPlan,
+    calls: Sequence[tuple[Any, ...]],
+    resources: Resources,
+) -> Iterator[tuple[int, Any]]:
+    return runner.map(function, plan, calls, resources) if calls else iter(())
+
+
+def _joined(resources: Sequence[Resources]) -> Resources:
+    """What a task of fused stages asks for: they take turns, so the largest of each."""
+    return Resources(
+        cpus=max(r.cpus for r in resources),
+        gpus=max(r.gpus for r in resources),
+        memory_bytes=max(r.memory_bytes for r in resources),
+    )
+
+
+def _end_stage(
+    plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]], progress: Progress
+) -> None:
+    """Judge the errors, write the stage's manifest, tell what came of the rows."""
+    _check_errors(plan, planned, stats, at_least=0)
+    refused: Counter[str] = Counter()
+    for entry in stats:
+        refused.update(entry["refused"])
+    rows_in = sum(entry["rows_in"] for entry in stats)
+    manifest = Manifest(
+        use=planned.use,
+        fingerprint=planned.fingerprint,
+        version=planned.stage.version,
+        options=planned.options,
+        seed=plan.seed,
+        input_fingerprints=list(planned.input_fingerprints),
+        input_files_sha256=planned.input_files_sha256,
+        rows_in=rows_in,
+        kept=rows_in - sum(refused.values()),
+        refused=dict(sorted(refused.items())),
+        seconds=round(sum(entry["seconds"] for entry in stats), 3),
+        parts=len(stats),
+    )
+    folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
+    storage.write_text(storage.join(folder, "manifest.json"), manifest.to_json())
+    reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common(6))
+    progress.finish_stage(
+        planned.name, f"{rows_in} rows, {manifest.kept} kept" + (f" ({reasons})" if reasons else "")
+    )
+
+
+def _check_errors(
+    plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]], at_least: int
+) -> None:
+    """Stop where more than ``max_error_frac`` of a stage's rows failed (law 9)."""
+    rows_in = sum(entry["rows_in"] for entry in stats)
+    errors: Counter[str] = Counter()
+    for entry in stats:
+        errors.update(
+            {reason: n for reason, n in entry["refused"].items() if reason.startswith("error.")}
+        )
+    failed = sum(errors.values())
+    if rows_in < max(at_least, 1) or failed <= plan.max_error_frac * rows_in:
+        return
+    worst, count = errors.most_common(1)[0]
+    raise RunFailed(
+        f"{planned.name}: {failed} of {rows_in} rows failed, more than max_error_frac = {plan.max_error_frac}; "
+        f"most often {worst} ({count} rows)\nhint: mend the cause, or raise curate.max_error_frac; "
+        f"parts that are done are in {plan.pool.columns_folder(planned.use, planned.fingerprint)}"
+    )

@@ -1,0 +1,235 @@
+"""Fused row stages over one part: read once, each picture decoded once, every stage committed whole.
+
+Refused rows are skipped by what stands on the stage that refused them. A row that a stage raises on
+is isolated by halving the batch, and gets the reason ``error.<stage>.<exception>``.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.contract import parts, storage, tars
+from curate.stage import RowStage, StageError, error
+from pipelines.part import (
+    alive_mask,
+    is_done,
+    load_columns,
+    scatter,
+    sidecar,
+    sidecar_schema,
+    stats_of,
+    with_decision,
+)
+from pipelines.plan import CurationPlan, Planned
+
+_LOG = logging.getLogger("clip_pipe")
+_TOLD: set[tuple[str, str]] = set()
+_OPENED: dict[str, Any] = {}  # fingerprint -> state of RowStage.open(), once per process
+
+
+def run_rows(plan: CurationPlan, stages: tuple[int, ...], part: int) -> dict[int, dict[str, Any]]:
+    """Run the fused stages that are not done for this part; the stats of all of them, by index."""
+    for group in _pending_groups(plan, stages, part):
+        _Fused(plan, group, part).run()
+    return {index: parts.read_stats(sidecar(plan, plan.stages[index], part)) for index in stages}
+
+
+def _pending_groups(plan: CurationPlan, stages: tuple[int, ...], part: int) -> list[list[int]]:
+    """The stages still to run, cut where a stage that is done changes which picture is the newest."""
+    groups: list[list[int]] = [[]]
+    for index in stages:
+        if not is_done(plan, plan.stages[index], part):
+            groups[-1].append(index)
+        elif plan.stages[index].makes_images:
+            groups.append([])
+    return [group for group in groups if group]
+
+
+class _Fused:
+    """The pending row stages of one step over one part: read once, decoded once, committed in order."""
+
+    def __init__(self, plan: CurationPlan, pending: list[int], part: int) -> None:
+        self.plan, self.pending, self.part = plan, pending, part
+        made = {name for index in pending for name in plan.stages[index].columns}
+        needed = {name for index in pending for name in plan.stages[index].reads} - made
+        first = pending[0]
+        if "image" in needed and plan.image_maker(first) is None:
+            needed.discard("image")  # a pending stage makes the pictures itself
+        self.columns = tuple(sorted(needed))
+        # Refusals of stages that are committed; those of pending ones are added on the way.
+        self.base = {
+            index: alive_mask(
+                plan, tuple(u for u in plan.stages[index].upstream if u not in pending), part
+            )
+            for index in pending
+        }
+        self.refused = {index: np.zeros(len(self.base[index]), dtype=bool) for index in pending}
+        self.results: dict[int, list[tuple[np.ndarray, pa.Table]]] = {
+            index: [] for index in pending
+        }
+        self.seconds: dict[int, float] = dict.fromkeys(pending, 0.0)
+
+    def run(self) -> None:
+        table = load_columns(self.plan, self.columns, self.pending[0], self.part)
+        table = table.append_column("__row", pa.array(np.arange(len(table), dtype=np.int64)))
+        self.writers = {
+            i: _ImagesWriter(self.plan, i, self.part)
+            for i in self.pending
+            if self.plan.stages[i].makes_images
+        }
+        try:
+            self._chain(0, table)
+            for writer in self.writers.values():
+                writer.commit()
+        finally:
+            for writer in self.writers.values():
+                writer.close()
+        for index in self.pending:
+            self._commit(index, table["uid"])
+
+    def _chain(self, position: int, table: pa.Table) -> None:
+        """Run the stage at ``position`` over ``table`` in batches, and the rest over each batch."""
+        if position == len(self.pending):
+            return
+        index = self.pending[position]
+        stage: RowStage = self.plan.stages[index].stage
+        rows = np.asarray(table["__row"])
+        for start in range(0, len(table), stage.batch_rows):
+            batch = table.slice(start, stage.batch_rows)
+            batch_rows = rows[start : start + stage.batch_rows]
+            alive = self.base[index][batch_rows] & ~self._refused_above(index, batch_rows)
+            done = self._process(index, batch.filter(pa.array(alive)), batch_rows[alive])
+            self._chain(position + 1, _widened(batch, alive, done, self.plan.stages[index]))
+
+    def _refused_above(self, index: int, rows: np.ndarray) -> np.ndarray:
+        refused = np.zeros(len(rows), dtype=bool)
+        for above in self.pending:
+            if above in self.plan.stages[index].upstream:
+                refused |= self.refused[above][rows]
+        return refused
+
+    def _process(self, index: int, batch: pa.Table, rows: np.ndarray) -> pa.Table:
+        """The stage's columns for the living rows of a batch; a row it fails on gets a reason."""
+        planned = self.plan.stages[index]
+        started = time.perf_counter()
+        if len(batch):
+            done = _attempt(planned, batch.drop_columns(["__row"]))
+        else:
+            done = with_decision(planned.schema.empty_table())
+        keep = np.asarray(pc.fill_null(done["keep"], True))
+        self.refused[index][rows[~keep]] = True
+        if index in self.writers:
+            self.writers[index].add(batch["uid"].to_pylist(), done["image"].to_pylist())
+        small = done.drop_columns(["image"]) if planned.makes_images else done
+        self.results[index].append((rows, small))
+        self.seconds[index] += time.perf_counter() - started
+        return done
+
+    def _commit(self, index: int, uid: pa.ChunkedArray) -> None:
+        planned = self.plan.stages[index]
+        rows = (
+            np.concatenate([rows for rows, _ in self.results[index]])
+            if self.results[index]
+            else np.zeros(0, np.int64)
+        )
+        alive = np.zeros(len(uid), dtype=bool)
+        alive[rows] = True
+        tables = [table for _, table in self.results[index]]
+        whole = pa.concat_tables(tables, promote_options="permissive") if tables else None
+        full = scatter(whole, alive, sidecar_schema(planned)) if whole is not None else None
+        if full is None:
+            full = with_decision(sidecar_schema(planned).empty_table())
+        full = full.add_column(0, "uid", uid)
+        parts.write_table(
+            sidecar(self.plan, planned, self.part), full, stats_of(full, alive, self.seconds[index])
+        )
+
+
+class _ImagesWriter:
+    """The pictures of one stage and part, streamed to a tar that appears when committed."""
+
+    def __init__(self, plan: CurationPlan, index: int, part: int) -> None:
+        path = plan.pool.images_path(plan.stages[index].fingerprint, part)
+        self._context = storage.committed(path)
+        self._file = self._context.__enter__()
+        self._open = True
+
+    def add(self, uids: list[str], images: list[bytes | None]) -> None:
+        for uid, image in zip(uids, images, strict=True):
+            if image is not None:
+                self._file.write(tars.member(f"{uid}.{tars.image_extension(image)}", image))
+
+    def commit(self) -> None:
+        self._file.write(tars.END)
+        self._open = False
+        self._context.__exit__(None, None, None)
+
+    def close(self) -> None:
+        """Drop what was not committed."""
+        if self._open:
+            self._open = False
+            fault = RuntimeError("not committed")
+            try:
+                self._context.__exit__(RuntimeError, fault, None)
+            except RuntimeError as raised:
+                if raised is not fault:
+                    raise
+
+
+def opened(planned: Planned) -> Any:
+    """The stage's state, opened once per worker process."""
+    if planned.fingerprint not in _OPENED:
+        _OPENED[planned.fingerprint] = planned.stage.open()
+    return _OPENED[planned.fingerprint]
+
+
+def _attempt(planned: Planned, batch: pa.Table) -> pa.Table:
+    """``process`` over a batch; when it raises, over halves, down to the row that is at fault."""
+    try:
+        done = planned.stage.process(batch, opened(planned))
+    except StageError:
+        raise
+    except Exception as fault:
+        if len(batch) == 1:
+            _tell_once(planned.use, fault)
+            nulls = pa.table([pa.nulls(1, f.type) for f in planned.schema], schema=planned.schema)
+            return with_decision(nulls, error(planned.use, type(fault).__name__))
+        half = len(batch) // 2
+        halves = [_attempt(planned, batch.slice(0, half)), _attempt(planned, batch.slice(half))]
+        return pa.concat_tables(halves, promote_options="permissive")
+    if len(done) != len(batch):
+        raise StageError(
+            f"{planned.use} returned {len(done)} rows for {len(batch)}. hint: a stage returns the same rows in the same order"
+        )
+    return with_decision(done.cast(planned.schema))
+
+
+def _tell_once(use: str, fault: Exception) -> None:
+    """One traceback per stage and kind of exception in each process: the rows have the reason."""
+    key = (use, type(fault).__name__)
+    if key not in _TOLD:
+        _TOLD.add(key)
+        _LOG.warning(
+            "%s failed on a row: %s (told once; the row's reason is %s)",
+            use,
+            fault,
+            error(*key),
+            exc_info=fault,
+        )
+
+
+def _widened(batch: pa.Table, alive: np.ndarray, done: pa.Table, planned: Planned) -> pa.Table:
+    """The batch with the new columns, for the stages that follow in the same pass."""
+    names = [*planned.columns, *(["image"] if planned.makes_images else [])]
+    if planned.makes_images and "image" in batch.column_names:
+        batch = batch.drop_columns(["image"])
+    taken = pa.array(np.where(alive, np.cumsum(alive) - 1, -1), mask=~alive)
+    for name in names:
+        batch = batch.append_column(name, done[name].combine_chunks().take(taken))
+    return batch

@@ -1,0 +1,106 @@
+"""A global stage over the whole pool: summarize each part, merge bucket by bucket, decide each part.
+
+Partials and states live in POOL/work/<fingerprint8> and are removed once every part is decided. No
+process holds more than one bucket, and what a part is told is read by that part alone.
+"""
+
+from __future__ import annotations
+
+import time
+import zlib
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from curate.contract import parts, storage
+from pipelines.part import commit_decision, living
+from pipelines.plan import CurationPlan, Planned
+
+ROWS_PER_BUCKET = 2_000_000
+_MERGE_AT_ONCE = 16
+
+
+def bucket_count(planned: Planned, rows: int) -> int:
+    """How many buckets the state of a stage is split into for a pool of ``rows``."""
+    return 1 if planned.stage.bucket_by is None else -(-max(rows, 1) // ROWS_PER_BUCKET)
+
+
+def summarize(plan: CurationPlan, index: int, buckets: int, part: int) -> None:
+    """Commit the partial state of one part, one file per bucket."""
+    planned = plan.stages[index]
+    if storage.exists(_partial(plan, planned, buckets, buckets - 1, part)):
+        return
+    table, _ = living(plan, index, part)
+    partial = planned.stage.summarize(table)
+    bucket_of = _bucket_of(partial, planned, buckets)
+    for bucket in range(buckets):
+        chosen = partial if buckets == 1 else partial.filter(pa.array(bucket_of == bucket))
+        parts.write_table(_partial(plan, planned, buckets, bucket, part), chosen)
+
+
+def merge(plan: CurationPlan, index: int, buckets: int, part_count: int, bucket: int) -> None:
+    """Commit the merged state of one bucket over all parts, holding a few partials at a time."""
+    planned = plan.stages[index]
+    path = _state(plan, planned, buckets, bucket)
+    if storage.exists(path):
+        return
+    merged: list[pa.Table] = []
+    for start in range(0, part_count, _MERGE_AT_ONCE):
+        numbers = range(start, min(start + _MERGE_AT_ONCE, part_count))
+        partials = [
+            parts.read_table(_partial(plan, planned, buckets, bucket, number)) for number in numbers
+        ]
+        merged = [planned.stage.merge([*merged, *partials])]
+    state = merged[0]
+    if "part" in state.column_names:
+        state = state.sort_by("part")  # so that a part's rows are found by row-group statistics
+    parts.write_table(path, state)
+
+
+def decide(plan: CurationPlan, index: int, buckets: int, part: int) -> dict[str, Any]:
+    """Commit the decisions of one part."""
+    planned = plan.stages[index]
+    started = time.perf_counter()
+    table, alive = living(plan, index, part)
+    state = pa.concat_tables(
+        [_state_for(_state(plan, planned, buckets, b), part) for b in range(buckets)]
+    )
+    decided = planned.stage.decide(table, state)
+    return commit_decision(plan, index, part, decided, alive, time.perf_counter() - started)
+
+
+def forget(plan: CurationPlan, planned: Planned) -> None:
+    """Remove the intermediate state of a stage that is decided for every part."""
+    storage.remove(plan.pool.work_folder(planned.fingerprint))
+
+
+def _partial(plan: CurationPlan, planned: Planned, buckets: int, bucket: int, part: int) -> str:
+    folder = plan.pool.work_folder(planned.fingerprint)
+    return storage.join(
+        folder, f"partial-{bucket:04d}-of-{buckets:04d}", f"part-{part:05d}.parquet"
+    )
+
+
+def _state(plan: CurationPlan, planned: Planned, buckets: int, bucket: int) -> str:
+    folder = plan.pool.work_folder(planned.fingerprint)
+    return storage.join(folder, f"state-{bucket:04d}-of-{buckets:04d}.parquet")
+
+
+def _state_for(path: str, part: int) -> pa.Table:
+    with storage.open_file(path) as file:
+        wanted = (pc.field("part") == part) if "part" in pq.read_schema(file).names else None
+        file.seek(0)
+        return pq.read_table(file, filters=wanted).replace_schema_metadata(None)
+
+
+def _bucket_of(partial: pa.Table, planned: Planned, buckets: int) -> np.ndarray:
+    """A bucket per row by crc32 of the bucketing column: the same on every machine and release."""
+    if buckets == 1:
+        return np.zeros(len(partial), dtype=np.int64)
+    values = partial[planned.stage.bucket_by].cast(pa.string()).to_pylist()
+    return np.array(
+        [zlib.crc32((value or "").encode()) % buckets for value in values], dtype=np.int64
+    )

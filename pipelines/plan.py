@@ -1,0 +1,276 @@
+"""From a recipe to what would run: stages built, columns and needs checked, fingerprints, steps.
+
+Everything a user can get wrong in a recipe is found here, before any work. Row stages between two
+global steps form one step, so that a part is read once and each image decoded once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from curate.contract import storage
+from curate.contract.manifest import fingerprint
+from curate.contract.parts import Pool
+from curate.stage import VIRTUAL_COLUMNS, GlobalStage, RowStage, ShardStage, SourceStage, Stage
+from pipelines import components
+from pipelines.components import Component
+from pipelines.errors import RecipeError, did_you_mean, split_hint
+from pipelines.recipe import Recipe
+
+_DECISION = ("keep", "reason")
+# Entry lists and weights are hashed whole; a source may be terabytes, so its larger files are
+# known by their size and their two ends.
+_WHOLE_HASH_BYTES = {"source": 1 << 20, "stage": 1 << 40, "shard": 1 << 40}
+_EDGE_BYTES = 64 << 10
+
+
+@dataclass(frozen=True)
+class Planned:
+    """One stage in its place. ``upstream`` are the indexes of stages whose refusals it must respect."""
+
+    use: str
+    name: str  # the use; `use#2` for its second place in one recipe
+    stage: Any
+    fingerprint: str
+    options: dict[str, Any]
+    upstream: tuple[int, ...]  # -1 is the source
+    reads: tuple[str, ...]
+    columns: tuple[str, ...]  # written, without keep, reason and image
+    decides: bool
+    makes_images: bool
+    input_files_sha256: dict[str, str]
+    input_fingerprints: tuple[str, ...]
+
+    @property
+    def schema(self) -> pa.Schema:
+        return self.stage.writes()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What the runner does at once: a run of fused row stages, or one global stage."""
+
+    kind: str  # "rows" or "global"
+    stages: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class CurationPlan:
+    """All a worker needs to know; small and picklable."""
+
+    recipe: str
+    seed: int
+    pool_root: str
+    shards_root: str
+    max_error_frac: float
+    source: Planned
+    stages: tuple[Planned, ...]
+    shard: Planned
+    steps: tuple[Step, ...]
+
+    @property
+    def pool(self) -> Pool:
+        return Pool(self.pool_root)
+
+    @property
+    def has_images(self) -> bool:
+        return self.source.makes_images or any(stage.makes_images for stage in self.stages)
+
+    def at(self, index: int) -> Planned:
+        return self.source if index < 0 else self.stages[index]
+
+    def image_maker(self, before: int) -> Planned | None:
+        """The newest stage above ``before`` that makes pictures."""
+        for index in range(before - 1, -2, -1):
+            if self.at(index).makes_images:
+                return self.at(index)
+        return None
+
+
+def plan_curation(recipe: Recipe) -> CurationPlan:
+    """The checked plan of a recipe's [curate] table. Raises RecipeError."""
+    if recipe.curate is None:
+        raise RecipeError(
+            recipe.path, "no [curate] table", "this recipe only trains: use `clip-pipe train`"
+        )
+    curate = recipe.curate
+    source = _planned(recipe, curate.source, "source", SourceStage, ())
+    planned: list[Planned] = [source]
+    for component in _with_pair_duplicates(curate.stage):
+        planned.append(
+            _planned(recipe, component, "stage", (RowStage, GlobalStage), tuple(planned))
+        )
+    shard = _planned(recipe, curate.shard, "shard", ShardStage, tuple(planned))
+    return CurationPlan(
+        recipe=recipe.name,
+        seed=recipe.seed,
+        pool_root=curate.pool,
+        shards_root=curate.shards,
+        max_error_frac=curate.max_error_frac,
+        source=source,
+        stages=tuple(planned[1:]),
+        shard=shard,
+        steps=_steps(planned[1:]),
+    )
+
+
+def _with_pair_duplicates(stages: tuple[Component, ...]) -> tuple[Component, ...]:
+    """Exact repeats share a uid, so one of each pair must go before anything else is decided."""
+    if any(component.use == "filter.duplicate_pair" for component in stages):
+        return stages
+    return (Component("filter.duplicate_pair", {}, "curate (always first)"), *stages)
+
+
+def _steps(stages: list[Planned]) -> tuple[Step, ...]:
+    steps: list[Step] = []
+    for index, planned in enumerate(stages):
+        if isinstance(planned.stage, GlobalStage):
+            steps.append(Step("global", (index,)))
+        elif steps and steps[-1].kind == "rows":
+            steps[-1] = Step("rows", (*steps[-1].stages, index))
+        else:
+            steps.append(Step("rows", (index,)))
+    return tuple(steps)
+
+
+def _planned(
+    recipe: Recipe, component: Component, kind: str, base: Any, above: tuple[Planned, ...]
+) -> Planned:
+    """Build one stage, find the providers of what it reads, and fingerprint it."""
+    stage: Stage = components.build(kind, component, recipe.seed)
+    if not isinstance(stage, base):
+        raise RecipeError(
+            component.where,
+            f"{component.use} is a {type(stage).__mro__[1].__name__}, which can't stand here",
+        )
+    reads = _reads(stage, kind, component, above)
+    try:
+        names = stage.writes().names
+        digests = {path: _identity(path, _WHOLE_HASH_BYTES[kind]) for path in stage.inputs()}
+    except (ValueError, OSError) as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError(component.where, what, hint) from fault
+    if kind == "stage":
+        _check_writes(component, names, above)
+    upstream = _upstream(reads, above, everything=kind == "shard")
+    fingerprints = tuple(above[index + 1].fingerprint for index in upstream)
+    options = {item.name: getattr(stage, item.name) for item in dataclasses.fields(stage)}
+    described = components.describe(kind, component.use).options
+    decisive = {
+        o.name: options[o.name]
+        for o in described
+        if not o.is_tuning and not (o.is_path and digests)
+    }
+    places = sum(planned.use == component.use for planned in above) + 1
+    return Planned(
+        use=component.use,
+        name=component.use if places == 1 else f"{component.use}#{places}",
+        stage=stage,
+        fingerprint=fingerprint(
+            component.use,
+            stage.version,
+            decisive,
+            stage.identity(),
+            sorted(digests.values()),
+            fingerprints,
+        ),
+        options=options,
+        upstream=upstream,
+        reads=reads,
+        columns=tuple(name for name in names if name not in (*_DECISION, "image")),
+        decides=kind == "source" or "keep" in names,
+        makes_images="image" in names,
+        input_files_sha256=digests,
+        input_fingerprints=fingerprints,
+    )
+
+
+def _reads(
+    stage: Stage, kind: str, component: Component, above: tuple[Planned, ...]
+) -> tuple[str, ...]:
+    """The columns a stage names, each provided by something above. Raises RecipeError."""
+    if kind == "source":
+        return ()
+    has_images = any(planned.makes_images for planned in above)
+    provided = {"uid", "url", "caption", *VIRTUAL_COLUMNS} | {
+        name for planned in above for name in planned.columns
+    }
+    if not has_images:
+        provided.discard("image")
+    reads = tuple(provided - {"part", "row"}) if kind == "shard" else stage.reads()
+    for name in reads:
+        if name not in provided:
+            maker = f"{_maker(name)} " if _maker(name) else ""
+            raise RecipeError(
+                component.where,
+                f"{component.use} reads the column {name!r}, which nothing above it provides",
+                f"put {maker}above it" if maker else did_you_mean(name, provided, "columns here"),
+            )
+    return tuple(sorted(reads))
+
+
+def _maker(column: str) -> str:
+    """A component of the project that writes ``column`` with default options, or ''."""
+    for use in components.found("stage"):
+        description = components.describe("stage", use)
+        if any(option.default is components.REQUIRED for option in description.options):
+            options = {o.name: "" for o in description.options if o.default is components.REQUIRED}
+        else:
+            options = {}
+        try:
+            made = components.load("stage", use)(**options)
+            names = made.writes().names
+        except (ValueError, TypeError, OSError):
+            continue
+        if column in names:
+            return use
+    return ""
+
+
+def _check_writes(component: Component, names: list[str], above: tuple[Planned, ...]) -> None:
+    for planned in above:
+        for name in set(names) & {"uid", "url", "caption", *planned.columns}:
+            raise RecipeError(
+                component.where,
+                f"{component.use} writes the column {name!r}, which is there already (from {planned.use})",
+                "no stage overwrites a column; remove one of the two",
+            )
+
+
+def _upstream(
+    reads: tuple[str, ...], above: tuple[Planned, ...], everything: bool
+) -> tuple[int, ...]:
+    """Indexes of the deciders above and of the providers of ``reads``, with what those stand on."""
+    chosen: set[int] = set()
+    for position, planned in enumerate(above):
+        provides = set(planned.columns) & set(reads) or (planned.makes_images and "image" in reads)
+        if everything or planned.decides or provides:
+            chosen.add(position - 1)
+            chosen.update(planned.upstream)
+    return tuple(sorted(chosen))
+
+
+def _identity(path: str, whole_bytes: int) -> str:
+    """sha256 of a file; of its size and its two ends where it is over ``whole_bytes``."""
+    digest = hashlib.sha256()
+    try:
+        size = storage.size_bytes(path)
+        with storage.open_file(path) as file:
+            if size <= whole_bytes:
+                while chunk := file.read(1 << 20):
+                    digest.update(chunk)
+            else:
+                digest.update(str(size).encode())
+                digest.update(file.read(_EDGE_BYTES))
+                file.seek(size - _EDGE_BYTES)
+                digest.update(file.read(_EDGE_BYTES))
+    except FileNotFoundError as fault:
+        raise ValueError(
+            f"{path}: no such file. hint: check the path; a relative one is taken from the folder you run in"
+        ) from fault
+    return digest.hexdigest()

@@ -1,0 +1,90 @@
+"""What a person sees while a run goes on: bars on a terminal, plain lines elsewhere; always on stderr."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any, TextIO
+
+_PLAIN_EVERY_S = 10.0
+
+
+class Progress:
+    """Plain lines: one when a step begins to take long, one when it ends."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self.stream = stream or sys.stderr
+        self._title, self._total, self._done = "", 0, 0
+        self._told = 0.0
+
+    def say(self, text: str) -> None:
+        print(text, file=self.stream, flush=True)
+
+    def start(self, title: str, total: int) -> None:
+        self._title, self._total, self._done = title, total, 0
+        self._started = self._told = time.monotonic()
+
+    def advance(self, note: str = "") -> None:
+        self._done += 1
+        now = time.monotonic()
+        if now - self._told >= _PLAIN_EVERY_S and self._done < self._total:
+            self._told = now
+            left_s = (now - self._started) / self._done * (self._total - self._done)
+            self.say(
+                f"{self._title}: {self._done} of {self._total}, about {left_s:.0f} s left{note and '  ' + note}"
+            )
+
+    def finish(self, text: str) -> None:
+        """The step that was started has ended."""
+        self.say(f"{self._title}: {text}")
+
+    def finish_stage(self, name: str, text: str) -> None:
+        """One of the step's stages has ended."""
+        self._title = name
+        self.finish(text)
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+class BarProgress(Progress):
+    """The same with a bar, for a terminal."""
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        super().__init__(stream)
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+        from rich.progress import Progress as RichProgress
+
+        console = Console(file=self.stream, stderr=True)
+        self._rich = RichProgress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"),
+            console=console, transient=True,
+        )  # fmt: skip
+        self._rich.start()
+        self._task: Any = None
+
+    def say(self, text: str) -> None:
+        self._rich.console.print(text, highlight=False, markup=False)
+
+    def start(self, title: str, total: int) -> None:
+        super().start(title, total)
+        self._task = self._rich.add_task(title, total=total, note="")
+
+    def advance(self, note: str = "") -> None:
+        self._rich.update(self._task, advance=1, note=note)
+
+    def finish(self, text: str) -> None:
+        if self._task is not None:
+            self._rich.remove_task(self._task)
+            self._task = None
+        super().finish(text)
+
+    def close(self) -> None:
+        self._rich.stop()
+
+
+def for_stream(stream: TextIO | None = None) -> Progress:
+    """Bars where a person looks at a terminal, lines otherwise."""
+    target = stream or sys.stderr
+    return BarProgress(target) if target.isatty() else Progress(target)

@@ -1,0 +1,29 @@
+"""The in-process runner: one part after another, nothing to start. For tests, text and small lists."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from curate.stage import Resources, StageError
+from pipelines.errors import RunFailed
+from pipelines.plan import CurationPlan
+
+
+class LocalRunner:
+    """Calls worker functions one by one in this process."""
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        plan: CurationPlan,
+        calls: Sequence[tuple[Any, ...]],
+        resources: Resources,
+    ) -> Iterator[tuple[int, Any]]:
+        for position, arguments in enumerate(calls):
+            try:
+                yield position, function(plan, *arguments)
+            except StageError as fault:
+                raise RunFailed(
+                    f"{fault}\nnothing that was done is lost: the same command resumes"
+                ) from fault

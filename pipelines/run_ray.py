@@ -1,0 +1,204 @@
+"""The Ray runner, and Ray Train: the only file that imports ray.
+
+Parts are plain tasks in a bounded window; each keeps its stages' models open in its worker process.
+A lost worker's tasks run again on another; what a task commits is whole or not there, so running
+one twice changes nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from curate.stage import Resources, StageError
+from pipelines.errors import RecipeError, RunFailed
+from pipelines.plan import CurationPlan
+from pipelines.recipe import Recipe
+
+_RETRIES = 3
+_WINDOW_PER_CPU = 2
+_ROOT = Path(__file__).resolve().parent.parent
+_TOKEN_FILE = Path.home() / ".ray" / "auth_token"
+_PACKAGES = ("curate", "pretrain", "pipelines")
+
+
+class RayRunner:
+    """Calls worker functions as Ray tasks. Made by :func:`connected`."""
+
+    def __init__(self, ray: Any) -> None:
+        self._ray = ray
+        self._plans: dict[int, Any] = {}
+
+    def map(
+        self,
+        function: Callable[..., Any],
+        plan: CurationPlan,
+        calls: Sequence[tuple[Any, ...]],
+        resources: Resources,
+    ) -> Iterator[tuple[int, Any]]:
+        ray = self._ray
+        task = ray.remote(_task).options(
+            num_cpus=resources.cpus,
+            num_gpus=resources.gpus,
+            memory=resources.memory_bytes or None,
+            max_retries=_RETRIES,
+            name=function.__name__,
+        )
+        plan_ref = self._plans.get(id(plan)) or self._plans.setdefault(id(plan), ray.put(plan))
+        running: dict[Any, int] = {}
+        waiting = iter(enumerate(calls))
+        window = max(2, int(ray.cluster_resources().get("CPU", 1) * _WINDOW_PER_CPU))
+        try:
+            while True:
+                for position, arguments in waiting:
+                    running[task.remote(function, plan_ref, arguments)] = position
+                    if len(running) >= window:
+                        break
+                if not running:
+                    return
+                done, _ = ray.wait(list(running), num_returns=1)
+                for reference in done:
+                    yield running.pop(reference), self._result(reference)
+        finally:
+            for reference in running:
+                ray.cancel(reference, force=True)
+
+    def _result(self, reference: Any) -> Any:
+        exceptions = self._ray.exceptions
+        try:
+            return self._ray.get(reference)
+        except exceptions.RayTaskError as fault:
+            cause = fault.cause if isinstance(fault.cause, Exception) else fault
+            if isinstance(cause, StageError):
+                raise RunFailed(
+                    f"{cause}\nnothing that was done is lost: the same command resumes"
+                ) from fault
+            raise RunFailed(f"a worker failed: {fault}") from fault
+        except exceptions.RayError as fault:
+            raise RunFailed(
+                f"Ray gave a task up after {_RETRIES} retries: {fault}\nhint: the same command resumes"
+            ) from fault
+
+
+def _task(function: Callable[..., Any], plan: CurationPlan, arguments: tuple[Any, ...]) -> Any:
+    return function(plan, *arguments)
+
+
+@contextmanager
+def connected(address: str = "", workers: int = 0) -> Iterator[RayRunner]:
+    """A runner on the cluster at ``address``, or on a local Ray started (and stopped) here.
+
+    ``workers`` is the number of CPUs of a local Ray; 0 means all. Inside a Ray job, "auto".
+    """
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address:
+        _use_token()
+    import ray
+
+    started = not ray.is_initialized()
+    if started:
+        _start(ray, address, workers)
+    try:
+        yield RayRunner(ray)
+    finally:
+        if started:
+            ray.shutdown()
+
+
+def _use_token() -> None:
+    """`ray start` asks for the token in ~/.ray/auth_token wherever that file is, and clients must say so."""
+    if (
+        os.environ.get("RAY_AUTH_TOKEN")
+        or os.environ.get("RAY_AUTH_TOKEN_PATH")
+        or _TOKEN_FILE.is_file()
+    ):
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
+def _start(ray: Any, address: str, workers: int) -> None:
+    common: dict[str, Any] = {
+        "log_to_driver": False,
+        "logging_level": logging.ERROR,
+        "configure_logging": True,
+    }
+    address = address or (
+        "auto" if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ else ""
+    )
+    if not address:
+        environment = {
+            "PYTHONPATH": os.pathsep.join(
+                [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+            )
+        }
+        # "local", or ray joins whatever cluster this machine had last, also a dead one.
+        ray.init(
+            address="local",
+            num_cpus=workers or None,
+            include_dashboard=False,
+            runtime_env={"env_vars": environment},
+            **common,
+        )
+        return
+    # A job submitted with --working-dir has the packages already; another driver brings them along.
+    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    modules = (
+        {}
+        if inside_job
+        else {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}}
+    )
+    try:
+        ray.init(address=address, **modules, **common)
+    except (ConnectionError, ValueError) as fault:
+        raise RecipeError(
+            f"--address {address}",
+            f"no Ray cluster answers: {str(fault).splitlines()[0]}",
+            "start one with `ray start --head`, or leave --address out to use this machine; "
+            "a cluster with a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
+        ) from fault
+
+
+def train(loaded: Recipe, workers: int, address: str, resume: bool) -> dict[str, Any]:
+    """The recipe's training with ``workers`` ranks under Ray Train.
+
+    A lost worker's run starts again from the last whole checkpoint, up to three times.
+    """
+    with connected(address, workers + 1 if not address else 0):
+        import torch
+        from ray.train import FailureConfig, RunConfig, ScalingConfig
+        from ray.train.torch import TorchTrainer
+
+        assert loaded.train is not None
+        trainer = TorchTrainer(
+            _train_worker,
+            train_loop_config={"recipe": loaded, "resume": resume},
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
+            run_config=RunConfig(
+                name=loaded.name,
+                storage_path=os.path.join(loaded.train.out, "ray"),
+                failure_config=FailureConfig(max_failures=_RETRIES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except Exception as fault:  # Ray Train has no one base class for what a worker raised
+            raise RunFailed(
+                f"Ray Train: {fault}\nhint: --resume goes on from the last checkpoint"
+            ) from fault
+    from pipelines import launch
+
+    found = launch.newest_checkpoint(loaded)
+    return {"checkpoint": found, "metrics": os.path.join(loaded.train.out, "metrics.jsonl")}
+
+
+def _train_worker(config: dict[str, Any]) -> None:
+    """One rank. A restarted worker group finds a checkpoint and goes on from it."""
+    from pipelines import launch
+    from pretrain.loop import checkpoint
+
+    loaded = config["recipe"]
+    resume = config["resume"] or checkpoint.newest(loaded.train.out) is not None
+    launch.run_rank(loaded, resume=resume)

@@ -1,0 +1,268 @@
+"""Kept rows into SHARDS, every row into the ledger; each file whole or not there.
+
+A folder being written carries a marker with the recipe and fingerprint it is written for, so that a
+crash resumes, and another recipe's folder is refused before any work.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.contract import parts, shards, storage
+from curate.contract.columns import LEDGER_SCHEMA
+from curate.contract.manifest import package_versions
+from pipelines.errors import RecipeError
+from pipelines.part import decided_rows, load_columns
+from pipelines.plan import CurationPlan
+
+_MARKER = ".clip-pipe-writing.json"
+_LEDGER_FOLDER_PARTS = 256  # more parts than this, and the ledger is a folder of parts
+KEPT_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
+
+
+def check_folder(plan: CurationPlan) -> dict[str, Any] | None:
+    """The manifest of shards already whole, or None. Raises RecipeError for a folder of something else."""
+    root = plan.shards_root
+    for name in ("manifest.json", _MARKER):
+        path = storage.join(root, name)
+        if storage.exists(path):
+            found = json.loads(storage.read_text(path))
+            if found.get("recipe") != plan.recipe:
+                raise RecipeError(
+                    f"curate.shards = {root!r}",
+                    f"the folder holds shards of the recipe {found.get('recipe')!r}, not of {plan.recipe!r}",
+                    "name another folder, or delete that one",
+                )
+            return (
+                found
+                if name == "manifest.json" and found["fingerprint"] == plan.shard.fingerprint
+                else None
+            )
+    if storage.exists(root) and storage.glob(storage.join(root, "*")):
+        raise RecipeError(
+            f"curate.shards = {root!r}",
+            "the folder is not empty and holds no shards of clip-pipe (no manifest.json)",
+            "name a new or empty folder",
+        )
+    return None
+
+
+def begin(plan: CurationPlan) -> None:
+    """Mark the folder as being written; what another fingerprint left half-done is dropped."""
+    root = plan.shards_root
+    marker = storage.join(root, _MARKER)
+    mine = {"recipe": plan.recipe, "fingerprint": plan.shard.fingerprint}
+    if storage.exists(marker) and json.loads(storage.read_text(marker)) == mine:
+        return
+    storage.remove(storage.join(_work(plan), "assembled"))
+    storage.write_text(marker, json.dumps(mine))
+    storage.remove(storage.join(root, "manifest.json"))
+
+
+def pack(plan: CurationPlan, part: int) -> dict[str, Any]:
+    """Commit one part's ledger rows and, where there are pictures, its sample blocks."""
+    paths = _packed(plan, part)
+    if storage.exists(paths["ledger"]):
+        return parts.read_stats(paths["ledger"])
+    rows = parts.read_table(plan.pool.rows_path(part), ["uid", "url", "caption"])
+    ledger = _ledger(plan, part, rows)
+    kept = np.asarray(ledger["keep"])
+    stats: dict[str, Any] = {
+        "rows": len(rows),
+        "kept": int(kept.sum()),
+        "refused": _refused(ledger),
+    }
+    if plan.has_images:
+        samples = load_columns(plan, plan.shard.reads, len(plan.stages), part).filter(
+            pa.array(kept)
+        )
+        stats["histogram"] = plan.shard.stage.pack(samples, paths["blocks"], paths["index"])
+    parts.write_table(paths["ledger"], ledger, stats)
+    return stats
+
+
+def assemble(
+    plan: CurationPlan, part_count: int, histogram: dict[str, int], number: int
+) -> dict[str, Any]:
+    """Commit one tar, then its index: a tar whose index is there is whole."""
+    index_path = _assembled(plan, number)
+    if not storage.exists(index_path):
+        packed = [
+            (_packed(plan, part)["blocks"], _packed(plan, part)["index"])
+            for part in range(part_count)
+        ]
+        path = storage.join(plan.shards_root, shards.shard_name(number))
+        index = plan.shard.stage.assemble(number, packed, histogram, path)
+        parts.write_table(index_path, index, {"samples": len(index["key"].unique())})
+    return parts.read_stats(index_path)
+
+
+def finish(
+    plan: CurationPlan, part_stats: list[dict[str, Any]], sizes: list[int]
+) -> dict[str, Any]:
+    """Write ledger, index, sizes and, last, the manifest; drop the marker and what is not needed."""
+    root = plan.shards_root
+    part_count = len(part_stats)
+    _write_ledger(plan, part_count)
+    if plan.has_images:
+        _drop_stale(root, len(sizes))
+        index_paths = [_assembled(plan, number) for number in range(len(sizes))]
+        _concatenate(index_paths, storage.join(root, "index.parquet"), shards.INDEX_SCHEMA)
+        named = {shards.shard_name(number): size for number, size in enumerate(sizes)}
+        storage.write_text(storage.join(root, "sizes.json"), json.dumps(named, indent=2) + "\n")
+    else:
+        _write_kept(plan, part_count)
+    manifest = _manifest(plan, part_stats, sizes)
+    text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+    storage.write_text(storage.join(root, "manifest.json"), text)
+    storage.remove(storage.join(root, _MARKER))
+    storage.remove(_work(plan))
+    return manifest
+
+
+def _work(plan: CurationPlan) -> str:
+    return plan.pool.work_folder(plan.shard.fingerprint)
+
+
+def _packed(plan: CurationPlan, part: int) -> dict[str, str]:
+    names = {"ledger": "parquet", "blocks": "tar", "index": "parquet"}
+    return {
+        name: storage.join(_work(plan), name, f"part-{part:05d}.{end}")
+        for name, end in names.items()
+    }
+
+
+def _assembled(plan: CurationPlan, number: int) -> str:
+    return storage.join(_work(plan), "assembled", f"{number:05d}.parquet")
+
+
+def _ledger(plan: CurationPlan, part: int, rows: pa.Table) -> pa.Table:
+    """One row for every row of the part, with the first stage that refused it and why."""
+    reasons: list[str | None] = [None] * len(rows)
+    stages: list[str | None] = [None] * len(rows)
+    alive = np.ones(len(rows), dtype=bool)
+    for name, keep, found in decided_rows(plan, part):
+        for position in np.flatnonzero(alive & ~keep):
+            reasons[position], stages[position] = found[position] or "refused", name
+        alive &= keep
+    columns = [
+        rows["uid"],
+        rows["url"],
+        rows["caption"],
+        pa.array(alive),
+        pa.array(reasons, pa.string()),
+        pa.array(stages, pa.string()),
+    ]
+    return pa.table(columns, schema=LEDGER_SCHEMA)
+
+
+def _refused(ledger: pa.Table) -> dict[str, dict[str, int]]:
+    """stage -> reason -> rows."""
+    pairs = Counter(zip(ledger["stage"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
+    counts: dict[str, dict[str, int]] = {}
+    for (stage, reason), count in sorted(pairs.items(), key=str):
+        if stage is not None:
+            counts.setdefault(stage, {})[reason] = count
+    return counts
+
+
+def _write_ledger(plan: CurationPlan, part_count: int) -> None:
+    target = storage.join(plan.shards_root, "ledger.parquet")
+    sources = [_packed(plan, part)["ledger"] for part in range(part_count)]
+    if part_count <= _LEDGER_FOLDER_PARTS:
+        _remove_if_folder(target)
+        _concatenate(sources, target, LEDGER_SCHEMA)
+        return
+    storage.remove(target)
+    for part, source in enumerate(sources):
+        parts.write_table(
+            storage.join(target, f"part-{part:05d}.parquet"), parts.read_table(source)
+        )
+
+
+def _remove_if_folder(path: str) -> None:
+    if storage.exists(path) and storage.glob(storage.join(path, "*")):
+        storage.remove(path)
+
+
+def _write_kept(plan: CurationPlan, part_count: int) -> None:
+    """A text-only run ends with the list of kept pairs, for any downloader."""
+    path = storage.join(plan.shards_root, "kept.parquet")
+    with (
+        storage.committed(path) as file,
+        pq.ParquetWriter(file, KEPT_SCHEMA, compression="zstd") as writer,
+    ):
+        for part in range(part_count):
+            ledger = parts.read_table(_packed(plan, part)["ledger"])
+            writer.write_table(ledger.filter(ledger["keep"]).select(KEPT_SCHEMA.names))
+
+
+def _concatenate(sources: list[str], target: str, schema: pa.Schema) -> None:
+    """One parquet file out of many, one row group at a time."""
+    with (
+        storage.committed(target) as file,
+        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+    ):
+        for source in sources:
+            writer.write_table(parts.read_table(source).cast(schema))
+
+
+def _drop_stale(root: str, count: int) -> None:
+    """Tars of an earlier run of this recipe that made more of them."""
+    wanted = {shards.shard_name(number) for number in range(count)}
+    for path in storage.glob(storage.join(root, "*.tar")):
+        if path.rsplit("/", 1)[-1] not in wanted:
+            storage.remove(path)
+
+
+def _manifest(
+    plan: CurationPlan, part_stats: list[dict[str, Any]], sizes: list[int]
+) -> dict[str, Any]:
+    """The funnel by stage from the ledger's own counts, and what made these shards."""
+    refused: dict[str, Counter[str]] = {}
+    for stats in part_stats:
+        for stage, reasons in stats["refused"].items():
+            refused.setdefault(stage, Counter()).update(reasons)
+    rows = sum(stats["rows"] for stats in part_stats)
+    stages: list[dict[str, Any]] = []
+    rows_in = rows
+    for planned in (plan.source, *plan.stages):
+        reasons = dict(sorted(refused.get(planned.name, Counter()).items()))
+        kept = rows_in - sum(reasons.values())
+        seconds = sum(
+            parts.read_stats(plan.pool.columns_path(planned.use, planned.fingerprint, part)).get(
+                "seconds", 0.0
+            )
+            for part in range(len(part_stats))
+        )
+        stages.append(
+            {
+                "use": planned.name,
+                "fingerprint": planned.fingerprint,
+                "rows_in": rows_in,
+                "kept": kept,
+                "refused": reasons,
+                "seconds": round(seconds, 3),
+            }
+        )
+        rows_in = kept
+    images = [p.fingerprint for p in (plan.source, *plan.stages) if p.makes_images]
+    return {
+        "schema_version": 1,
+        "recipe": plan.recipe,
+        "fingerprint": plan.shard.fingerprint,
+        "seed": plan.seed,
+        "rows_in": rows,
+        "kept": rows_in,
+        "shards": len(sizes),
+        "stages": stages,
+        "pool": plan.pool_root,
+        "images": images,
+        "packages": package_versions(),
+    }

@@ -1,0 +1,46 @@
+"""Global steps: the same decisions for one bucket and many, and a part is told only what is its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from curate.contract import parts, storage
+from pipelines import curation, global_step, part
+from pipelines.plan import plan_curation
+from pipelines.run_local import LocalRunner
+from tests.pipelines.test_curation import SOURCE, Quiet
+from tests.tiny.stages import USE
+
+STAGES = [{"use": f"{USE}:Picture"}, {"use": "filter.duplicate_image"}]
+
+
+@pytest.mark.parametrize("rows_per_bucket", [2_000_000, 10, 3])
+def test_the_same_decisions_for_any_number_of_buckets(
+    curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rows_per_bucket: int
+) -> None:
+    monkeypatch.setattr(global_step, "ROWS_PER_BUCKET", rows_per_bucket)
+    plan = plan_curation(curate_recipe(SOURCE, STAGES))
+    curation.run(plan, LocalRunner(), Quiet())
+    refused = [
+        (number, row)
+        for number in range(6)
+        for row, reason in enumerate(
+            parts.read_table(part.sidecar(plan, plan.stages[0], number))["reason"].to_pylist()
+        )
+        if reason == "duplicate.pair"
+    ]
+    # rows 4, 9, 14 ... repeat row 0, but for those that have no url (6, 13, 20, 27, 34, 41)
+    assert [number * 8 + row for number, row in refused] == [
+        n for n in range(4, 47, 5) if n % 7 != 6
+    ]
+    assert not storage.exists(plan.pool.work_folder(plan.stages[0].fingerprint))
+
+
+def test_buckets_grow_with_the_pool(curate_recipe: Callable[..., Any]) -> None:
+    plan = plan_curation(curate_recipe(SOURCE, [*STAGES, {"use": f"{USE}:Common"}]))
+    assert global_step.bucket_count(plan.stages[0], 1_000_000_000) == 500
+    assert global_step.bucket_count(plan.stages[0], 0) == 1
+    assert global_step.bucket_count(plan.stages[3], 1_000_000_000) == 1

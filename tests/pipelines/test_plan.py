@@ -1,0 +1,126 @@
+"""Plans: columns and needs are checked before work; fingerprints change with what decides the output."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.errors import RecipeError
+from pipelines.plan import Step, plan_curation
+from tests.pipelines.test_curation import SOURCE, STAGES
+from tests.tiny.stages import USE
+
+LENGTH, COMMON, PICTURE, SIZE = STAGES
+
+
+def prints(plan: Any) -> dict[str, str]:
+    return {
+        planned.name: planned.fingerprint for planned in (plan.source, *plan.stages, plan.shard)
+    }
+
+
+def test_row_stages_between_global_ones_are_one_step(curate_recipe: Callable[..., Any]) -> None:
+    plan = plan_curation(curate_recipe(SOURCE, [LENGTH, COMMON, PICTURE, SIZE]))
+    assert [stage.use.split(":")[-1] for stage in plan.stages] == [
+        "filter.duplicate_pair",
+        "Length",
+        "Common",
+        "Picture",
+        "PictureSize",
+    ]
+    assert plan.steps == (
+        Step("global", (0,)),
+        Step("rows", (1,)),
+        Step("global", (2,)),
+        Step("rows", (3, 4)),
+    )
+
+
+def test_a_plan_travels(curate_recipe: Callable[..., Any]) -> None:
+    plan = plan_curation(curate_recipe(SOURCE, STAGES))
+    assert prints(pickle.loads(pickle.dumps(plan))) == prints(plan)
+
+
+def test_an_option_changes_its_stage_and_what_stands_on_it(
+    curate_recipe: Callable[..., Any],
+) -> None:
+    before = prints(plan_curation(curate_recipe(SOURCE, STAGES)))
+    after = prints(
+        plan_curation(curate_recipe(SOURCE, [LENGTH, {**COMMON, "most": 99}, PICTURE, SIZE]))
+    )
+    changed = {name.split(":")[-1] for name in before if before[name] != after[name]}
+    assert changed == {"Common", "Picture", "PictureSize", "shard.write"}
+
+
+def test_a_new_measure_above_changes_nothing_that_does_not_read_it(
+    curate_recipe: Callable[..., Any],
+) -> None:
+    before = prints(plan_curation(curate_recipe(SOURCE, [COMMON, PICTURE, SIZE])))
+    after = prints(plan_curation(curate_recipe(SOURCE, [LENGTH, COMMON, PICTURE, SIZE])))
+    assert {name for name in before if before[name] != after[name]} == {"shard.write"}
+
+
+def test_tuning_options_and_recipe_names_change_nothing(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    before = prints(plan_curation(curate_recipe(SOURCE, STAGES)))
+    tuned = curate_recipe(
+        SOURCE, [{**LENGTH, "calls_file": str(tmp_path / "x")}, *STAGES[1:]], name="other"
+    )
+    assert prints(plan_curation(tuned)) == before
+
+
+def test_the_content_of_an_entry_list_counts_and_its_name_does_not(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    def planned(name: str, text: str) -> str:
+        (tmp_path / name).write_text(text)
+        recipe = curate_recipe(
+            SOURCE, [{"use": "score.metadata_match", "entries": str(tmp_path / name)}]
+        )
+        return prints(plan_curation(recipe))["score.metadata_match"]
+
+    assert (
+        planned("a.txt", "dog\ncat\n")
+        == planned("b.txt", "dog\ncat\n")
+        != planned("c.txt", "dog\n")
+    )
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ([{"use": "filter.threshold", "column": "text_area_frac", "at_most": 0.1}], "reads the column 'text_area_frac', which nothing above it provides\nhint: put score.text_regions above it"),
+        ([{"use": "filter.threshold", "column": "captoin", "at_most": 1}], "reads the column 'captoin', which nothing above it provides\nhint: did you mean 'caption'?"),
+        ([SIZE], "reads the column 'image', which nothing above it provides"),
+        ([LENGTH, LENGTH], f"writes the column 'length', which is there already (from {USE}:Length)\nhint: no stage overwrites a column"),
+        ([{"use": f"{USE}:Numbers"}], "is a SourceStage, which can't stand here"),
+        ([{"use": "score.metadata_match", "entries": "/no/such/list.txt"}], "/no/such/list.txt"),
+    ],
+)  # fmt: skip
+def test_what_can_not_work_is_said_before_any_work(
+    curate_recipe: Callable[..., Any], stages: list[Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(RecipeError) as fault:
+        plan_curation(curate_recipe(SOURCE, stages))
+    assert message in str(fault.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_component_may_stand_twice(curate_recipe: Callable[..., Any]) -> None:
+    threshold = {"use": "filter.threshold", "column": "length"}
+    plan = plan_curation(
+        curate_recipe(SOURCE, [LENGTH, {**threshold, "at_least": 3}, {**threshold, "at_most": 90}])
+    )
+    assert [stage.name for stage in plan.stages[2:]] == ["filter.threshold", "filter.threshold#2"]
+
+
+def test_no_curate_table(curate_recipe: Callable[..., Any]) -> None:
+    from pipelines import recipe
+
+    with pytest.raises(RecipeError, match=r"no \[curate\] table\nhint: this recipe only trains"):
+        plan_curation(recipe.from_data({"name": "x"}, "x.toml"))

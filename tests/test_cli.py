@@ -1,0 +1,147 @@
+"""The command line: help for every command, exit codes, messages on stderr, data on stdout."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from cli import main
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = {"demo", "check", "plan", "curate", "train", "eval", "report", "list", "show"}
+
+
+def toml(folder: Path, **more: str) -> Path:
+    path = folder / "r.toml"
+    path.write_text(
+        f'name = "{more.pop("name", "cli")}"\n[curate]\npool = "{folder}/pool"\nshards = "{folder}/shards"\n'
+        f"[curate.source]\n{more.pop('source', 'use = ' + json.dumps('tests.tiny.stages:Numbers') + chr(10) + 'count = 23')}\n"
+        f'[[curate.stage]]\nuse = "tests.tiny.stages:Picture"\n{more.pop("stage", "")}\n'
+    )
+    return path
+
+
+def invoke(*arguments: str) -> tuple[int, str, str]:
+    result = CliRunner().invoke(main, list(arguments))
+    return result.exit_code, result.stdout, result.stderr
+
+
+def test_the_commands_are_the_contract_s() -> None:
+    assert set(main.commands) >= COMMANDS
+
+
+@pytest.mark.parametrize("command", sorted(main.commands))
+def test_every_command_and_option_has_help(command: str) -> None:
+    found = main.commands[command]
+    assert found.help
+    for parameter in found.params:
+        assert parameter.param_type_name == "argument" or getattr(parameter, "help", None), (
+            f"{command} {parameter.name}"
+        )
+    assert invoke(command, "--help")[0] == 0
+
+
+def test_curate_prints_one_json_line(tmp_path: Path) -> None:
+    code, out, err = invoke("curate", str(toml(tmp_path)), "--local")
+    assert code == 0, err
+    told = json.loads(out)
+    assert (told["rows_in"], told["kept"]) == (23, 23)
+    assert Path(told["report"]).is_file()
+    assert "23 of 23 rows kept" in err
+
+
+def test_check_plan_and_report(tmp_path: Path) -> None:
+    path = str(toml(tmp_path))
+    assert "is fine" in invoke("check", path)[1]
+    assert "to do" in invoke("plan", path)[1]
+    code, _, err = invoke("report", path)
+    assert code == 2
+    assert "nothing to report on" in err
+    invoke("curate", path, "--local")
+    assert "to do" not in invoke("plan", path)[1]
+    assert invoke("report", path)[1].strip() == f"{tmp_path}/shards/report.html"
+    assert not list(tmp_path.glob("pool/work/*"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["check", "{r}", "--set", "curate.shard.samples_per_shrad=3"],
+            "did you mean 'samples_per_shard'?",
+        ),
+        (
+            ["curate", "{r}", "--local", "--set", "curate.source.count=0"],
+            "count = 0\nhint: at least 1",
+        ),
+        (
+            ["curate", "{r}", "--local", "--set", 'curate.stage.0.use="no.such"'],
+            "no such stage component",
+        ),
+        (["train", "{r}"], "no [train] table"),
+        (["eval", "{r}"], "no [[evaluate]] table"),
+        (["show", "clip_b23"], "did you mean 'clip_b32'?"),
+        (["list", "filtre"], "no such kind"),
+    ],
+)
+def test_wrong_input_exits_2_with_a_hint(
+    tmp_path: Path, arguments: list[str], message: str
+) -> None:
+    path = str(toml(tmp_path))
+    code, out, err = invoke(*(word.replace("{r}", path) for word in arguments))
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert message in err
+    assert not (tmp_path / "pool").exists()
+
+
+def test_a_failed_run_exits_1(tmp_path: Path) -> None:
+    code, _, err = invoke("curate", str(toml(tmp_path, stage='dead = "word"')), "--local")
+    assert code == 1
+    assert "error.tiny.dead" in err
+
+
+def test_usage_errors_exit_2(tmp_path: Path) -> None:
+    assert invoke("curate", str(toml(tmp_path)), "--local", "--workers", "2")[0] == 2
+    assert invoke("train", "x", "--nproc", "2", "--ray", "2")[0] == 2
+    assert invoke("nonsense")[0] == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_pool_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
+    path = str(toml(tmp_path, source='use = "tests.tiny.stages:Slow"\ncount = 60'))
+    command = [sys.executable, "cli.py", "curate", path, "--local"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 30
+    while not list(tmp_path.glob("pool/rows/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=30)
+    assert process.returncode == 128 + number, err
+    assert out == ""
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.glob("pool/rows/*.parquet"))
+    assert not list(tmp_path.rglob("*.tmp-*"))
+    assert invoke("curate", path, "--local")[0] == 0
+
+
+def test_show_a_component() -> None:
+    out = invoke("show", "score.metadata_match")[1]
+    assert "entries" in out
+    assert "required" in out

@@ -1,0 +1,284 @@
+"""Small components for runner tests: real stages whose faults and pace a test can choose."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from curate.contract.draw import pair_uid
+from curate.shard.write import Write
+from curate.stage import (
+    KEEP,
+    REASON,
+    GlobalStage,
+    Part,
+    RowStage,
+    SourceStage,
+    StageError,
+    decision,
+    error,
+    tuning_option,
+)
+
+USE = "tests.tiny.stages"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numbers(SourceStage):
+    """Rows 0..count-1; every ``bad_every``th has no url, every ``repeat_every``th repeats row 0."""
+
+    count: int = 10
+    rows_per_part: int = 4
+    bad_every: int = 0
+    repeat_every: int = 0
+
+    def parts(self) -> list[Part]:
+        if self.count < 1:
+            raise ValueError("count = 0. hint: at least 1")
+        return [
+            Part(i, {"start": s, "stop": min(s + self.rows_per_part, self.count)})
+            for i, s in enumerate(range(0, self.count, self.rows_per_part))
+        ]
+
+    def produce(self, part: Part) -> Iterator[pa.Table]:
+        for number in range(part.payload["start"], part.payload["stop"]):
+            bad = bool(self.bad_every) and number % self.bad_every == self.bad_every - 1
+            shown = (
+                0
+                if self.repeat_every and number % self.repeat_every == self.repeat_every - 1
+                else number
+            )
+            url, caption = (None if bad else f"u{shown}"), f"word{shown % 3} number {shown}"
+            yield pa.table(
+                [
+                    [pair_uid(url, caption)],
+                    pa.array([url], pa.string()),
+                    [caption],
+                    *decision([error("tiny", "null_url") if bad else None]),
+                ],
+                names=["uid", "url", "caption", "keep", "reason"],
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length(RowStage):
+    """Caption length; fails on captions that contain ``fail_on``, and counts its calls in a file."""
+
+    fail_on: str = ""
+    plus: int = 0
+    calls_file: str = tuning_option("")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("caption",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("length", pa.int32())])
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        captions = batch["caption"].to_pylist()
+        if self.fail_on and any(self.fail_on in caption for caption in captions):
+            raise KeyError(self.fail_on)
+        if self.calls_file:
+            with Path(self.calls_file).open("a") as file:
+                file.writelines(f"{uid}\n" for uid in batch["uid"].to_pylist())
+        return pa.table(
+            {"length": pa.array([len(caption) + self.plus for caption in captions], pa.int32())}
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture(RowStage):
+    """Draws a picture's bytes from the caption; none (with a reason) for captions with ``dead``."""
+
+    dead: str = ""
+    batch_rows = 3  # type: ignore[misc]  # odd on purpose: batches that don't divide parts
+
+    def reads(self) -> tuple[str, ...]:
+        return ("caption",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("sha256", pa.string()), ("image", pa.binary()), KEEP, REASON])
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        captions = batch["caption"].to_pylist()
+        images = [
+            None if self.dead and self.dead in c else b"\xff\xd8\xff" + c.encode() for c in captions
+        ]
+        reasons = [None if image else error("tiny", "dead") for image in images]
+        return pa.table(
+            [
+                [str(hash_of(i)) if i else None for i in images],
+                pa.array(images, pa.binary()),
+                *decision(reasons),
+            ],
+            schema=self.writes(),
+        )
+
+
+def hash_of(data: bytes) -> str:
+    import hashlib
+
+    return hashlib.sha256(data).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSize(RowStage):
+    """Bytes of the newest picture."""
+
+    def reads(self) -> tuple[str, ...]:
+        return ("image",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("picture_bytes", pa.int64())])
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        return pa.table(
+            {
+                "picture_bytes": pa.array(
+                    [len(image) for image in batch["image"].to_pylist()], pa.int64()
+                )
+            }
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Killer(RowStage):
+    """Kills its own process, or reports a lost service, at the ``at``th row while a flag file is absent."""
+
+    flag: str = tuning_option("")
+    at: str = ""
+    how: str = tuning_option("kill")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("caption",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("survived", pa.bool_())])
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        if (
+            any(caption.endswith(f" {self.at}") for caption in batch["caption"].to_pylist())
+            and self.flag
+            and not Path(self.flag).exists()
+        ):
+            if self.how == "service":
+                Path(self.flag).touch()
+                raise StageError("the service at x is down. hint: start it")
+            die_once(self.flag, "row")
+        return pa.table({"survived": pa.array([True] * len(batch))})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(GlobalStage):
+    """Refuses rows whose first word is in more than ``most`` kept rows."""
+
+    most: int = 100
+    flag: str = tuning_option("")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("caption",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([KEEP, REASON])
+
+    def summarize(self, part: pa.Table) -> pa.Table:
+        die_once(self.flag, "summarize")
+        words = [caption.split()[0] for caption in part["caption"].to_pylist()]
+        return pa.table(
+            {"word": pa.array(words, pa.string()), "n": pa.array([1] * len(words), pa.int64())}
+        )
+
+    def merge(self, partials: Sequence[pa.Table]) -> pa.Table:
+        die_once(self.flag, "merge")
+        whole = (
+            pa.concat_tables(partials).group_by("word", use_threads=False).aggregate([("n", "sum")])
+        )
+        return whole.rename_columns({"n_sum": "n"}).select(["word", "n"])
+
+    def decide(self, part: pa.Table, state: pa.Table) -> pa.Table:
+        die_once(self.flag, "decide")
+        counts = dict(zip(state["word"].to_pylist(), state["n"].to_pylist(), strict=True))
+        words = [caption.split()[0] for caption in part["caption"].to_pylist()]
+        return pa.table(
+            decision("common" if counts[word] > self.most else None for word in words),
+            schema=self.writes(),
+        )
+
+
+def die_once(flag: str, step: str) -> None:
+    """kill -9 of the own process, the first time a step is reached with this flag."""
+    path = Path(f"{flag}-{step}")
+    if flag and not path.exists():
+        path.touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyingNumbers(Numbers):
+    """Numbers, killed in the middle of its second part."""
+
+    flag: str = tuning_option("")
+
+    def produce(self, part: Part) -> Iterator[pa.Table]:
+        for number, table in enumerate(super().produce(part)):
+            if part.index == 1 and number == 2:
+                die_once(self.flag, "source")
+            yield table
+
+
+@dataclass(frozen=True, kw_only=True)
+class DyingWrite(Write):
+    """shard.write, killed after one part is packed, and in the middle of the second tar."""
+
+    flag: str = tuning_option("")
+
+    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[str, int]:
+        histogram = super().pack(samples, blocks_path, index_path)
+        die_once(self.flag, "pack")
+        return histogram
+
+    def assemble(
+        self, number: int, packed: Sequence[tuple[str, str]], histogram: dict[str, int], path: str
+    ) -> pa.Table:
+        if number == 1:
+            die_once(self.flag, "assemble")
+        index = super().assemble(number, packed, histogram, path)
+        if number == 1:
+            die_once(self.flag, "assembled")
+        return index
+
+
+@dataclass(frozen=True, kw_only=True)
+class Length2(Length):
+    """A second measure of the same kind under another column."""
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([("length2", pa.int32())])
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        return super().process(batch, state).rename_columns(["length2"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drops(Length):
+    """Breaks the law that a stage returns the same rows."""
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        return super().process(batch, state).slice(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slow(Numbers):
+    """Numbers that take a while, so that a signal meets it in the middle."""
+
+    def produce(self, part: Part) -> Iterator[pa.Table]:
+        for table in super().produce(part):
+            time.sleep(0.05)
+            yield table
