@@ -185,14 +185,23 @@ class _ImagesWriter:
 def opened(planned: Planned) -> Any:
     """The stage's state, opened once per worker process."""
     if planned.fingerprint not in _OPENED:
-        _OPENED[planned.fingerprint] = planned.stage.open()
+        try:
+            _OPENED[planned.fingerprint] = planned.stage.open()
+        except StageError:
+            raise
+        except Exception as fault:
+            # A model that can't be loaded is no row's fault.
+            raise StageError(
+                f"{planned.use} could not be opened: {type(fault).__name__}: {fault}. hint: check its files and options"
+            ) from fault
     return _OPENED[planned.fingerprint]
 
 
 def _attempt(planned: Planned, batch: pa.Table) -> pa.Table:
     """``process`` over a batch; when it raises, over halves, down to the row that is at fault."""
+    state = opened(planned)
     try:
-        done = planned.stage.process(batch, opened(planned))
+        done = planned.stage.process(batch, state)
     except StageError:
         raise
     except Exception as fault:

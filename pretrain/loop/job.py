@@ -26,7 +26,7 @@ from pretrain.objective.infonce import InfoNCE
 from pretrain.stream.batch import Batch, Stream
 from pretrain.stream.order import integer
 from pretrain.stream.tars import TarSet
-from pretrain.stream.view.base import ModelInputs, View
+from pretrain.stream.view.base import View
 from pretrain.stream.view.caption_mix import CaptionMix
 from pretrain.stream.view.crop import Crop
 
@@ -152,8 +152,9 @@ class Job:
         self.terms = nn.ModuleList(terms).to(self.world.device)
 
     def _enter_stream(self, phase: Phase, number: int) -> None:
-        inputs = ModelInputs(self.encoder.image_size, self.encoder.context_length)
-        views: list[View] = [view.fit(inputs) for view in phase.view or (Crop(), CaptionMix())]
+        views: list[View] = [
+            view.fit(self.encoder.image_size) for view in phase.view or (Crop(), CaptionMix())
+        ]
         self.towers_of = {view.name: view.tower for view in views}
         given = {f"{name}:pooled" for name in self.towers_of}
         missing = sorted({need for term in self.terms for need in term.needs} - given)  # type: ignore[union-attr]
@@ -197,11 +198,12 @@ class Job:
         """
         self.sum_bad()
         name = f"samples-{self.cursor.samples_seen:012d}.pt"
-        if self.world.is_first and not self.saved_path.endswith(name):
+        if not self.saved_path.endswith(name):
             refuse_unless(
                 all(bool(p.isfinite().all()) for p in self.parameters()), self.cursor.step
             )
-            checkpoint.save(self.settings.out, self._content(), self.settings.keep_checkpoints)
+            if self.world.is_first:
+                checkpoint.save(self.settings.out, self._content(), self.settings.keep_checkpoints)
         self.saved_path = storage.join(checkpoint.folder(self.settings.out), name)
         return self.saved_path
 

@@ -78,9 +78,9 @@ def run(
         for number in range(first, len(settings.phase)):
             phase = job.enter(number)
             stopped = _train_phase(job, phase, interrupt, stop_after_samples)
+            path = job.save()
             if stopped:
                 break
-        path = job.save()
         cursor = job.cursor
         last = number == len(settings.phase) - 1 and cursor.samples_seen >= phase_end(cursor, phase)
         world.gather(None)  # no rank leaves before the checkpoint is there
@@ -102,12 +102,10 @@ def _train_phase(
         meter.batch_came()
         if batch.fatal:
             raise TrainingStopped(batch.fatal)
-        loss, figures, lr = _step(job, phase, batch)
-        if (
-            cursor.step == 1
-            or cursor.step % job.settings.log_every_steps == 0
-            or cursor.samples_seen >= end
-        ):
+        step, last = cursor.step + 1, cursor.samples_seen + phase.global_batch >= end
+        logged = step == 1 or step % job.settings.log_every_steps == 0 or last
+        loss, figures, lr = _step(job, phase, batch, logged)
+        if logged:
             _log(job, loss, figures, lr, meter)
         due = (
             world.is_first and time.monotonic() - saved_at_s > job.settings.checkpoint_minutes * 60
@@ -123,7 +121,7 @@ def _train_phase(
     return False
 
 
-def _step(job: Job, phase: Phase, batch: Batch) -> tuple[Tensor, Metrics, float]:
+def _step(job: Job, phase: Phase, batch: Batch, logged: bool) -> tuple[Tensor, Metrics, float]:
     """One optimizer step. Returns this rank's loss, figures to log, and the learning rate."""
     cursor, world = job.cursor, job.world
     # Dropout and the like: a function of where in the stream this rank's rows begin.
@@ -135,7 +133,7 @@ def _step(job: Job, phase: Phase, batch: Batch) -> tuple[Tensor, Metrics, float]
     loss, figures = _objective(job, features)
     loss.backward()
     world.average_gradients(job.terms.parameters())
-    for tower in TOWERS:
+    for tower in TOWERS if logged else ():
         figures[f"grad_norm_{tower}"] = optim.grad_norm(
             p for _, p in job.encoder.tower_parameters(tower)
         )

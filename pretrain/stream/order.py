@@ -12,15 +12,17 @@ not to change between versions.
 from __future__ import annotations
 
 import hashlib
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
 WINDOW_SHARDS = 16
 MIXTURE_BLOCK = 4096  # shares are exact per block and rounded to 1/4096
-_CACHED_WINDOWS = 4
+_CACHED = 3
 
 
 def generator(seed: int, purpose: str, *numbers: int) -> np.random.Generator:
@@ -45,17 +47,27 @@ def _philox(seed: int, purpose: str, *numbers: int) -> np.random.Philox:
     return np.random.Philox(key=int.from_bytes(key, "little"))
 
 
-@dataclass(frozen=True)
 class ShardOrder:
-    """The endless order of one shard set. ``counts`` has the number of samples of each shard."""
+    """The endless order of one shard set. ``counts`` has the number of samples of each shard.
 
-    counts: tuple[int, ...]
-    seed: int
-    window_shards: int = WINDOW_SHARDS
+    Raises ValueError for a set without a sample.
+    """
 
-    @property
-    def total(self) -> int:
-        return sum(self.counts)
+    def __init__(
+        self, counts: Sequence[int], seed: int, window_shards: int = WINDOW_SHARDS
+    ) -> None:
+        self.counts = np.asarray(counts, np.int64)
+        self.seed = seed
+        self.window_shards = window_shards
+        self.total = int(self.counts.sum())
+        if not self.total:
+            raise ValueError(
+                "the shard set holds no sample. hint: its ledger says why all were refused"
+            )
+        self._first_samples = np.concatenate([[0], np.cumsum(self.counts)])
+        # Kept for speed alone; a mixture has one order per set, so each keeps its own.
+        self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
+        self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def sample_at(self, position: int) -> int:
         """The sample (numbered through all shards, from 0) at a position of the endless stream."""
@@ -63,55 +75,41 @@ class ShardOrder:
 
     def samples(self, start: int, stop: int) -> np.ndarray:
         """The samples at positions ``start`` to ``stop - 1``, int64 of shape (stop - start,)."""
-        found: list[np.ndarray] = []
-        total = _total(self)
+        found = [np.zeros(0, np.int64)]
         while start < stop:
-            epoch, inside = divmod(start, total)
-            starts = _window_starts(self, epoch)
+            epoch, inside = divmod(start, self.total)
+            _, starts = self._epoch(epoch)
             window = int(np.searchsorted(starts, inside, side="right")) - 1
             offset = inside - int(starts[window])
-            taken = _window_samples(self, epoch, window)[offset : offset + stop - start]
+            taken = self._window(epoch, window)[offset : offset + stop - start]
             found.append(taken)
             start += len(taken)
-        return np.concatenate(found) if found else np.zeros(0, np.int64)
+        return np.concatenate(found)
+
+    def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """The shards in this epoch's order, and the position inside it where each window begins."""
+        if epoch not in self._epochs:
+            shards = permutation(len(self.counts), self.seed, "order.shards", epoch)
+            starts = np.concatenate([[0], np.cumsum(self.counts[shards])])[:-1]
+            _keep(self._epochs, epoch, (shards, starts[:: self.window_shards]))
+        return self._epochs[epoch]
+
+    def _window(self, epoch: int, window: int) -> np.ndarray:
+        """The samples of one window in their shuffled order."""
+        if (epoch, window) not in self._windows:
+            first = window * self.window_shards
+            shards = self._epoch(epoch)[0][first : first + self.window_shards]
+            starts = self._first_samples
+            samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
+            shuffled = samples[permutation(len(samples), self.seed, "order.samples", epoch, window)]
+            _keep(self._windows, (epoch, window), shuffled)
+        return self._windows[epoch, window]
 
 
-@lru_cache(maxsize=16)
-def _total(order: ShardOrder) -> int:
-    if order.total == 0:
-        raise ValueError(
-            "the shard set holds no sample. hint: look at its ledger for why all were refused"
-        )
-    return order.total
-
-
-@lru_cache(maxsize=16)
-def _first_samples(order: ShardOrder) -> np.ndarray:
-    """The number of each shard's first sample."""
-    return np.concatenate([[0], np.cumsum(order.counts)]).astype(np.int64)
-
-
-@lru_cache(maxsize=16)
-def _shards(order: ShardOrder, epoch: int) -> np.ndarray:
-    return permutation(len(order.counts), order.seed, "order.shards", epoch)
-
-
-@lru_cache(maxsize=16)
-def _window_starts(order: ShardOrder, epoch: int) -> np.ndarray:
-    """The position inside the epoch at which each window of shards begins."""
-    ends = np.cumsum(np.asarray(order.counts, np.int64)[_shards(order, epoch)])
-    starts = np.concatenate([[0], ends])[:-1][:: order.window_shards]
-    return starts
-
-
-@lru_cache(maxsize=_CACHED_WINDOWS)
-def _window_samples(order: ShardOrder, epoch: int, window: int) -> np.ndarray:
-    """The samples of one window in their shuffled order."""
-    first = window * order.window_shards
-    shards = _shards(order, epoch)[first : first + order.window_shards]
-    starts = _first_samples(order)
-    samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
-    return samples[permutation(len(samples), order.seed, "order.samples", epoch, window)]
+def _keep(cache: OrderedDict[Any, Any], key: Any, value: Any) -> None:
+    cache[key] = value
+    if len(cache) > _CACHED:
+        cache.popitem(last=False)
 
 
 @dataclass(frozen=True)

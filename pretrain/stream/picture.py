@@ -48,7 +48,8 @@ def _rgb(image: Any) -> np.ndarray:
     """An opened Pillow image as uint8 (height, width, 3)."""
     from PIL import Image, ImageOps
 
-    upright = ImageOps.exif_transpose(image)
+    upright = image
+    ImageOps.exif_transpose(upright, in_place=True)
     if upright.mode.startswith("I"):  # 16-bit grey: Pillow's own conversion clips at 255
         grey = np.clip(np.asarray(upright).astype(np.int64) >> 8, 0, 255).astype(np.uint8)
         return np.repeat(grey[:, :, None], 3, axis=2)

@@ -75,3 +75,12 @@ def test_a_stage_that_returns_other_rows_is_a_fault_of_the_stage(
     plan, _ = prepared(curate_recipe, [{"use": f"{USE}:Drops"}])
     with pytest.raises(StageError, match="returned 9 rows for 10"):
         fused.run_rows(plan, (1,), 0)
+
+
+def test_a_stage_that_can_not_open_blames_no_row(curate_recipe: Callable[..., Any]) -> None:
+    plan, _ = prepared(curate_recipe, [{"use": f"{USE}:Unopened"}])
+    with pytest.raises(
+        StageError, match=r"could not be opened: OSError: weights\.onnx is no model"
+    ):
+        fused.run_rows(plan, (1,), 0)
+    assert not part.is_done(plan, plan.stages[1], 0)

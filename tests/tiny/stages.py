@@ -282,3 +282,11 @@ class Slow(Numbers):
         for table in super().produce(part):
             time.sleep(0.05)
             yield table
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unopened(Length):
+    """A stage whose model can't be loaded."""
+
+    def open(self) -> Any:
+        raise OSError("weights.onnx is no model")

@@ -7,20 +7,11 @@ Two views of one tower need two names.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 import numpy as np
 
 from pretrain.stream.batch import Sample
-
-
-@dataclass(frozen=True)
-class ModelInputs:
-    """What the model takes: the side of its square picture, in pixels, and its text length, in tokens."""
-
-    image_size_px: int
-    context_length: int
 
 
 class View:
@@ -33,7 +24,7 @@ class View:
         """A field of every subclass, with a default."""
         raise NotImplementedError
 
-    def fit(self, inputs: ModelInputs) -> View:
+    def fit(self, image_size_px: int) -> View:
         """This view with every option left to the model filled in."""
         return self
 

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from pretrain.stream.batch import Sample
-from pretrain.stream.view.base import ModelInputs, View
+from pretrain.stream.view.base import View
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ class Crop(View):
                 f"crop: size = {self.size}. hint: pixels, or 0 for the model's own size"
             )
 
-    def fit(self, inputs: ModelInputs) -> Crop:
-        return self if self.size else replace(self, size=inputs.image_size_px)
+    def fit(self, image_size_px: int) -> Crop:
+        return self if self.size else replace(self, size=image_size_px)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> np.ndarray:
         """uint8 (size, size, 3)."""

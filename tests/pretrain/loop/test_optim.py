@@ -42,7 +42,7 @@ def test_one_step_is_the_papers_formula():
     layer.weight.grad = torch.full_like(layer.weight, 3.0)
     optimizer.step()
     # The first step's moments, bias-corrected, are the gradient and its square.
-    assert float(layer.weight) == pytest.approx(
+    assert layer.weight.item() == pytest.approx(
         2.0 * (1 - 0.2 * 0.5) - 0.2 * 3 / (3 + 1e-6), rel=1e-9
     )
 

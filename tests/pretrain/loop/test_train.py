@@ -124,7 +124,7 @@ def test_a_run_writes_what_the_contract_says(undisturbed):
     assert towers.load(path).embed_dim == 64
 
 
-@pytest.mark.parametrize("stops", [(3,), (6,), (8,), (2, 5, 9)])
+@pytest.mark.parametrize("stops", [(6,), (8,), (2, 5, 9)])
 def test_stopped_and_resumed_is_bit_for_bit_the_undisturbed_run(
     world, undisturbed, tmp_path, stops
 ):

@@ -32,7 +32,7 @@ def test_three_by_three_by_hand():
     rows = (ce(1, 0, 0) + ce(1, 0, h) + ce(h, 0, 0)) / 3
     columns = (ce(1, 0, 0) + ce(1, 0, 0) + ce(h, 0, h)) / 3
     loss, metrics = made(features(images, texts), Comm(), 0)
-    assert float(loss) == pytest.approx((rows + columns) / 2, abs=1e-12)
+    assert loss.item() == pytest.approx((rows + columns) / 2, abs=1e-12)
     assert float(metrics["batch_accuracy"]) == 1.0
     assert float(made.logit_scale()) == pytest.approx(2)
 
@@ -42,7 +42,7 @@ def test_value_at_the_start_for_random_features():
     generator = torch.Generator().manual_seed(0)
     n, d = 2048, 512
     loss, _ = term()(features(*torch.randn(2, n, d, generator=generator)), Comm(), 0)
-    assert float(loss) == pytest.approx(math.log(n) + (1 / 0.07) ** 2 / (2 * d), abs=0.03)
+    assert loss.item() == pytest.approx(math.log(n) + (1 / 0.07) ** 2 / (2 * d), abs=0.03)
 
 
 def test_the_order_of_the_batch_and_the_length_of_features_do_not_matter():
@@ -52,7 +52,7 @@ def test_the_order_of_the_batch_and_the_length_of_features_do_not_matter():
     made, order = term().double(), torch.randperm(16)
     loss, _ = made(features(images, texts), Comm(), 0)
     shuffled, _ = made(features(images[order] * 7, texts[order] / 3), Comm(), 0)
-    assert float(loss) == pytest.approx(float(shuffled), rel=1e-12)
+    assert loss.item() == pytest.approx(shuffled.item(), rel=1e-12)
 
 
 def test_gradients_reach_both_towers_and_the_scale():
@@ -74,7 +74,7 @@ def test_half_precision_duplicates_and_one_row_stay_finite_at_the_largest_scale(
         loss, _ = made(features(images, images), Comm(), 0)
     loss.backward()
     assert loss.dtype == torch.float32
-    assert float(loss) == pytest.approx(math.log(rows), abs=1e-4)
+    assert loss.item() == pytest.approx(math.log(rows), abs=1e-4)
     assert images.grad.isfinite().all()
 
 
@@ -84,7 +84,7 @@ def test_logits_are_not_computed_in_half_precision():
     plain, _ = made(features(images, texts), Comm(), 0)
     with torch.autocast("cpu", torch.bfloat16):
         under, _ = made(features(images, texts), Comm(), 0)
-    assert float(under) == float(plain)
+    assert under.item() == plain.item()
 
 
 def test_the_scale_is_clamped_after_a_step():

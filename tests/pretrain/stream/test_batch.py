@@ -3,12 +3,11 @@ import torch
 
 from pretrain.stream.batch import LocalBatches, Stream, loader
 from pretrain.stream.tars import TarSet
-from pretrain.stream.view.base import ModelInputs
 from pretrain.stream.view.caption_mix import CaptionMix
 from pretrain.stream.view.crop import Crop
 from tests.tiny import scenes
 
-VIEWS = (Crop(scale=(0.5, 1.0), flip=True).fit(ModelInputs(16, 24)), CaptionMix())
+VIEWS = (Crop(scale=(0.5, 1.0), flip=True).fit(16), CaptionMix())
 
 
 def letters(texts: list[str]) -> torch.Tensor:

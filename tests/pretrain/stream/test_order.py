@@ -61,7 +61,7 @@ def test_uneven_ranks_are_refused_with_the_nearest_batch():
 
 def test_no_sample_at_all_is_refused():
     with pytest.raises(ValueError, match="holds no sample"):
-        ShardOrder((0, 0), 0).samples(0, 1)
+        ShardOrder((0, 0), 0)
 
 
 def test_mixture_draws_by_weight_and_every_stream_in_order():

@@ -6,7 +6,6 @@ from PIL import Image
 
 from pretrain.stream.batch import Sample
 from pretrain.stream.order import generator
-from pretrain.stream.view.base import ModelInputs
 from pretrain.stream.view.crop import Crop
 
 
@@ -25,9 +24,8 @@ def ramp(height: int, width: int) -> np.ndarray:
 
 
 def test_the_size_is_the_models_unless_given():
-    inputs = ModelInputs(32, 77)
-    assert Crop().fit(inputs).size == 32
-    assert Crop(size=48).fit(inputs).size == 48
+    assert Crop().fit(32).size == 32
+    assert Crop(size=48).fit(32).size == 48
 
 
 def test_a_full_crop_of_a_square_is_the_picture():
