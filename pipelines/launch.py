@@ -44,7 +44,7 @@ def train(
     if ray_workers:
         from pipelines import run_ray
 
-        result = run_ray.train(loaded, ray_workers, address, resume)
+        result = run_ray.train(loaded, ray_workers, address)
     elif nproc > 1 and "RANK" not in os.environ:
         return _torchrun(name, overrides, nproc, resume)
     else:

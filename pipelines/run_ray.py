@@ -161,7 +161,7 @@ def _start(ray: Any, address: str, workers: int) -> None:
         ) from fault
 
 
-def train(loaded: Recipe, workers: int, address: str, resume: bool) -> dict[str, Any]:
+def train(loaded: Recipe, workers: int, address: str) -> dict[str, Any]:
     """The recipe's training with ``workers`` ranks under Ray Train.
 
     A lost worker's run starts again from the last whole checkpoint, up to three times.
@@ -174,7 +174,7 @@ def train(loaded: Recipe, workers: int, address: str, resume: bool) -> dict[str,
         assert loaded.train is not None
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"recipe": loaded, "resume": resume},
+            train_loop_config={"recipe": loaded},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
             run_config=RunConfig(
                 name=loaded.name,
@@ -195,10 +195,10 @@ def train(loaded: Recipe, workers: int, address: str, resume: bool) -> dict[str,
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    """One rank. A restarted worker group finds a checkpoint and goes on from it."""
-    from pipelines import launch
-    from pretrain.loop import checkpoint
+    """One rank. A restarted worker group goes on from the newest checkpoint, or begins again.
 
-    loaded = config["recipe"]
-    resume = config["resume"] or checkpoint.newest(loaded.train.out) is not None
-    launch.run_rank(loaded, resume=resume)
+    The driver has checked that the folder is new or that --resume was given.
+    """
+    from pipelines import launch
+
+    launch.run_rank(config["recipe"], resume=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -117,3 +118,13 @@ def test_light_commands_import_nothing_heavy(command: list[str], tmp_path: Path)
         [sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, timeout=60
     )
     assert done.stderr.strip().splitlines()[-1] == "[] 0", done.stderr
+
+
+def test_every_package_is_listed_for_the_wheel() -> None:
+    listed = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
+    found = sorted(
+        ".".join(path.parent.relative_to(ROOT).parts)
+        for room in ROOMS
+        for path in (ROOT / room).rglob("__init__.py")
+    )
+    assert sorted(listed) == found
