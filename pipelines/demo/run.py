@@ -7,6 +7,7 @@ differ in the rows alone. Figures are printed as they come; with several seeds, 
 from __future__ import annotations
 
 import json
+import socket
 import statistics
 import sys
 import time
@@ -23,6 +24,7 @@ from pipelines.plan import plan_curation
 from pipelines.recipe import Recipe
 
 RUNS = ("raw", "curated")
+_USUAL_PORT = 28_917  # so that a seed gives the same world, uids and draws everywhere
 _REWRITER = "caption.llm_rewrite"
 
 
@@ -121,10 +123,10 @@ def _curate_both(state: _Demo) -> None:
 
 
 def _port(state: _Demo) -> int:
-    """The port of the folder's first run, so that URLs, uids and all that follows are the same again."""
+    """The port of the folder's first run, else the usual one: a uid holds its URL and so the port."""
     path = storage.join(state.world_folder, "world.json")
     if not storage.exists(path):
-        return 0
+        return _USUAL_PORT if _is_free(_USUAL_PORT) else 0
     found = json.loads(storage.read_text(path))
     if (found["rows"], found["seed"]) != (state.rows, state.seed):
         raise RecipeError(
@@ -132,7 +134,24 @@ def _port(state: _Demo) -> int:
             f"the folder holds a demo of {found['rows']} rows with seed {found['seed']}",
             "name another folder, or delete that one",
         )
-    return int(found["port"])
+    port = int(found["port"])
+    if not _is_free(port):
+        raise RecipeError(
+            f"--out {state.out}",
+            f"port {port}, which the folder's URLs name, is taken on 127.0.0.1",
+            "end what listens there, or name another folder",
+        )
+    return port
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
 
 
 def _write_world(state: _Demo, made: world.World) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -63,3 +64,19 @@ def test_the_whole_journey(
 def test_too_small_a_world(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="hint: the smallest world"):
         run.demo(str(tmp_path / "demo"), rows=world.MIN_ROWS - 1)
+
+
+def test_a_taken_port_is_said(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        folder = tmp_path / "demo" / "world"
+        folder.mkdir(parents=True)
+        (folder / "world.json").write_text(
+            json.dumps({"rows": world.MIN_ROWS, "seed": 0, "port": port})
+        )
+        with pytest.raises(
+            RecipeError, match=f"port {port}, which the folder's URLs name, is taken"
+        ):
+            run.demo(str(tmp_path / "demo"), rows=world.MIN_ROWS)
