@@ -8,17 +8,14 @@ from __future__ import annotations
 
 import json
 import socket
-import statistics
-import sys
 import time
-from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
 from curate.contract import storage
 from pipelines import curation, launch, progress, recipe
-from pipelines.demo import held_out, score, server, world
+from pipelines.demo import held_out, score, server, told, world
 from pipelines.errors import RecipeError, split_hint
 from pipelines.plan import plan_curation
 from pipelines.recipe import Recipe
@@ -93,7 +90,11 @@ def demo(out: str, *, rows: int = 0, samples: int = 0, seed: int = 0, seeds: int
         page = _write_report(state)
     finally:
         shown.close()
-    _print(state, page, time.monotonic() - started)
+    train = state.recipe_of("raw").train
+    assert train is not None
+    samples_each = sum(phase.samples for phase in train.phase)
+    print(told.text(state.manifests, state.faults, state.figures, samples_each))
+    print(f"\nreport: {page}\n({time.monotonic() - started:.0f} s)")
 
 
 def _curate_both(state: _Demo) -> None:
@@ -237,55 +238,3 @@ def _notes(state: _Demo) -> list[str]:
         f"A rendered world of {state.rows} rows, seed {state.seed}. {spread}",
         "Rewrites come from the demo's own grammar, which stands in for the user's language model.",
     ]
-
-
-def _print(state: _Demo, page: str, seconds: float) -> None:
-    """The figures, to stdout."""
-    from pretrain.evaluate import table
-
-    curated = state.manifests["curated"]
-    out = sys.stdout
-    print(
-        f"\nrows in {curated['rows_in']}, kept {curated['kept']} (raw run: {state.manifests['raw']['kept']})",
-        file=out,
-    )
-    for stage in curated["stages"]:
-        for reason, count in stage["refused"].items():
-            print(f"  {count:6d}  {reason}", file=out)
-    print(f"\nplanted faults\n{score.table(state.faults)}", file=out)
-    print(f"\nboth models, {_samples(state)} samples each", file=out)
-    print(
-        table.text_table({run: _means(figures) for run, figures in state.figures.items()}), file=out
-    )
-    if state.seeds > 1:
-        print(_spread(state.figures), file=out)
-    else:
-        print(
-            "one seed each: differences within the seed spread (docs/benchmarks.md) mean nothing",
-            file=out,
-        )
-    print(f"\nreport: {page}\n({seconds:.0f} s)", file=out)
-
-
-def _samples(state: _Demo) -> str:
-    train = state.recipe_of("raw").train
-    assert train is not None
-    return f"{sum(phase.samples for phase in train.phase):,}"
-
-
-def _means(figures: Sequence[dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
-    return {
-        name: {key: statistics.fmean(one[name][key] for one in figures) for key in figures[0][name]}
-        for name in figures[0]
-    }
-
-
-def _spread(figures: dict[str, list[dict[str, dict[str, float]]]]) -> str:
-    """Least and greatest over the seeds, for the first figure of each evaluation."""
-    lines = ["spread over seeds (least to greatest)"]
-    for run, all_seeds in figures.items():
-        for name, first in all_seeds[0].items():
-            key = next(iter(first))
-            values = [one[name][key] for one in all_seeds]
-            lines.append(f"  {run:8s} {name:22s} {key:12s} {min(values):.3f} to {max(values):.3f}")
-    return "\n".join(lines)

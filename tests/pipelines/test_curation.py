@@ -12,8 +12,8 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from curate.contract import parts
-from pipelines import curation
+from curate.contract import parts, storage
+from pipelines import curation, recipe
 from pipelines.errors import RecipeError, RunFailed
 from pipelines.plan import plan_curation
 from pipelines.progress import Progress
@@ -313,3 +313,27 @@ def test_stage_manifests_say_what_made_them(curate_recipe: Callable[..., Any]) -
     )
     assert manifest["rows_in"] - manifest["kept"] == manifest["refused"]["common"]
     assert planned.source.fingerprint in manifest["input_fingerprints"]
+
+
+def test_pool_and_shards_behind_fsspec(curate_recipe: Callable[..., Any]) -> None:
+    on_disk = curate_recipe(SOURCE, STAGES)
+    run(on_disk)
+    root = "memory://curation"
+    remote = recipe.from_data(
+        {
+            "name": "test",
+            "curate": {
+                "pool": f"{root}/pool",
+                "shards": f"{root}/shards",
+                "source": SOURCE,
+                "stage": STAGES,
+            },
+        },
+        "x",
+    )
+    run(remote)
+    for name, data in shard_bytes(on_disk).items():
+        with storage.open_file(f"{root}/shards/{name}") as file:
+            assert file.read() == data, name
+    assert run(remote).already_done
+    storage.remove(root)
