@@ -39,11 +39,8 @@ def check_folder(plan: CurationPlan) -> dict[str, Any] | None:
                     f"the folder holds shards of the recipe {found.get('recipe')!r}, not of {plan.recipe!r}",
                     "name another folder, or delete that one",
                 )
-            return (
-                found
-                if name == "manifest.json" and found["fingerprint"] == plan.shard.fingerprint
-                else None
-            )
+            whole = name == "manifest.json" and found["fingerprint"] == plan.shard.fingerprint
+            return found if whole and _is_complete(root, found) else None
     if storage.exists(root) and storage.glob(storage.join(root, "*")):
         raise RecipeError(
             f"curate.shards = {root!r}",
@@ -51,6 +48,13 @@ def check_folder(plan: CurationPlan) -> dict[str, Any] | None:
             "name a new or empty folder",
         )
     return None
+
+
+def _is_complete(root: str, manifest: dict[str, Any]) -> bool:
+    """Whether the files that the manifest stands for are there; somebody may have deleted some."""
+    names = ["ledger.parquet", *(shards.shard_name(number) for number in range(manifest["shards"]))]
+    names += ["index.parquet", "sizes.json"] if manifest["images"] else ["kept.parquet"]
+    return all(storage.exists(storage.join(root, name)) for name in names)
 
 
 def begin(plan: CurationPlan) -> None:

@@ -337,3 +337,13 @@ def test_pool_and_shards_behind_fsspec(curate_recipe: Callable[..., Any]) -> Non
             assert file.read() == data, name
     assert run(remote).already_done
     storage.remove(root)
+
+
+@pytest.mark.parametrize("name", ["00001.tar", "ledger.parquet", "index.parquet"])
+def test_a_deleted_file_is_made_again(curate_recipe: Callable[..., Any], name: str) -> None:
+    recipe = curate_recipe(SOURCE, STAGES, shard={"samples_per_shard": 7})
+    run(recipe)
+    before = shard_bytes(recipe)
+    Path(recipe.curate.shards, name).unlink()
+    assert not run(recipe).already_done
+    assert shard_bytes(recipe) == before
