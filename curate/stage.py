@@ -14,7 +14,7 @@ Virtual columns that any stage may name in ``reads()``: ``image`` (the newest en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -95,6 +95,9 @@ class Stage:
     def check(self) -> None:
         """Raise ValueError("what was found. hint: ...") for options that can't work. No heavy import."""
 
+    def check_columns(self, types: Mapping[str, pa.DataType]) -> None:
+        """Raise ValueError for columns of a type this stage can't read. ``types``: of ``reads()``."""
+
 
 class SourceStage(Stage):
     """Where rows come from."""
@@ -167,18 +170,18 @@ class ShardStage(Stage):
     def writes(self) -> pa.Schema:
         return pa.schema([])
 
-    def shard_count(self, kept: int) -> int:
-        """How many tars ``kept`` samples make."""
+    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[int, int]:
+        """Write the kept rows of one part as sorted sample blocks. Returns counts by bucket of the order."""
         raise NotImplementedError
 
-    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[str, int]:
-        """Write the kept rows of one part as sorted sample blocks. Returns counts by rank bucket."""
+    def slices(self, histogram: Mapping[int, int]) -> list[tuple[int, ...]]:
+        """One slice of the order per tar, from the counts of all packed parts together."""
         raise NotImplementedError
 
     def assemble(
-        self, number: int, packed: Sequence[tuple[str, str]], histogram: dict[str, int], path: str
+        self, piece: tuple[int, ...], packed: Sequence[tuple[str, str]], path: str
     ) -> pa.Table:
-        """Write tar ``number`` from all packed parts. Returns its index (contract/shards.INDEX_SCHEMA)."""
+        """Write one tar, a slice of all packed parts. Returns its index (contract/shards.INDEX_SCHEMA)."""
         raise NotImplementedError
 
 

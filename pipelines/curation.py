@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from curate.contract import parts, storage
 from curate.contract.manifest import SCHEMA_VERSION, Manifest
-from curate.stage import Part, Resources
+from curate.stage import GlobalStage, Part, Resources
 from pipelines import fused, global_step, part, sharding
 from pipelines.errors import RecipeError, RunFailed, split_hint
 from pipelines.plan import CurationPlan, Planned, Step
@@ -52,6 +52,8 @@ def run(plan: CurationPlan, runner: Runner, progress: Progress) -> Outcome:
     if done is not None:
         progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
         return Outcome(done, True)
+    storage.sweep(plan.pool_root)
+    storage.sweep(plan.shards_root)
     count = _ingest(plan, runner, progress)
     for step in plan.steps:
         if step.kind == "rows":
@@ -64,9 +66,13 @@ def run(plan: CurationPlan, runner: Runner, progress: Progress) -> Outcome:
 def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
     """pool.json, or None for a new pool. Raises RecipeError for a pool of another source."""
     root = plan.pool_root
-    found = plan.pool.describe()
+    try:
+        found = plan.pool.describe()
+    except (ValueError, NotADirectoryError) as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError(f"curate.pool = {root!r}", what, hint) from fault
     if found is None:
-        if storage.exists(root) and storage.glob(storage.join(root, "*")):
+        if not storage.is_empty(root):
             raise RecipeError(
                 f"curate.pool = {root!r}",
                 "the folder is not empty and holds no pool (no pool.json)",
@@ -78,10 +84,10 @@ def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
             f"curate.pool = {root!r}",
             f"schema version {found.get('schema_version')}, this clip-pipe reads {SCHEMA_VERSION}",
         )
-    if found["source"]["fingerprint"] != plan.source.fingerprint:
+    if found.get("source", {}).get("fingerprint") != plan.source.fingerprint:
         raise RecipeError(
             f"curate.pool = {root!r}",
-            f"the pool holds rows of another source ({found['recipe']!r}: {found['source']['use']}), or the source's files changed",
+            f"the pool holds rows of another source (recipe {found.get('recipe')!r}), or the source's files changed",
             "name a new pool folder, or delete that one",
         )
     return found
@@ -194,19 +200,20 @@ def _shard(plan: CurationPlan, count: int, runner: Runner, progress: Progress) -
     sharding.begin(plan)
     progress.start(plan.shard.use, count)
     part_stats: list[dict[str, Any]] = [{}] * count
+    histogram: Counter[int] = Counter()
     for position, stats in _call(
         runner, sharding.pack, plan, [(n,) for n in range(count)], Resources()
     ):
+        # JSON made the buckets' numbers text. Summed as they come: one part's counts at a time.
+        histogram.update({int(bucket): n for bucket, n in stats.pop("histogram", {}).items()})
         part_stats[position] = stats
         progress.advance()
     kept = sum(stats["kept"] for stats in part_stats)
     sizes: list[int] = []
     if plan.has_images:
-        histogram: Counter[str] = Counter()
-        for stats in part_stats:
-            histogram.update(stats["histogram"])
-        sizes = [0] * plan.shard.stage.shard_count(kept)
-        calls = [(count, dict(histogram), number) for number in range(len(sizes))]
+        pieces = plan.shard.stage.slices(histogram)
+        sizes = [0] * len(pieces)
+        calls = [(count, number, piece) for number, piece in enumerate(pieces)]
         for position, stats in _call(runner, sharding.assemble, plan, calls, Resources()):
             sizes[position] = stats["samples"]
     manifest = sharding.finish(plan, part_stats, sizes)
@@ -280,8 +287,42 @@ def _check_errors(
     if rows_in < max(at_least, 1) or failed <= plan.max_error_frac * rows_in:
         return
     worst, count = errors.most_common(1)[0]
+    again = _forget_dead_parts(plan, planned, stats)
     raise RunFailed(
         f"{planned.name}: {failed} of {rows_in} rows failed, more than max_error_frac = {plan.max_error_frac}; "
-        f"most often {worst} ({count} rows)\nhint: mend the cause, or raise curate.max_error_frac; "
-        f"parts that are done are in {plan.pool.columns_folder(planned.use, planned.fingerprint)}"
+        f"most often {worst} ({count} rows)\nhint: mend the cause, or raise curate.max_error_frac. "
+        f"The same command tries {again} of the {len(stats)} parts seen again (those in which no row went well); "
+        f"to try all of them again, delete {plan.pool.columns_folder(planned.use, planned.fingerprint)}"
     )
+
+
+def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]]) -> int:
+    """Take back the parts of a failed stage in which every row failed: a server was down, say.
+
+    What stands on them goes too: that part of a row stage, all of a global one.
+    """
+    if planned is plan.source:
+        return 0
+    index = plan.stages.index(planned)
+    dead = [
+        entry["part"]
+        for entry in stats
+        if entry["rows_in"] and not entry["kept"] and _all_errors(entry)
+    ]
+    for later in (
+        (p for n, p in enumerate(plan.stages) if n > index and index in p.upstream) if dead else ()
+    ):
+        gone = range(_part_count(plan)) if isinstance(later.stage, GlobalStage) else dead
+        for number in gone:
+            storage.remove(part.sidecar(plan, later, number))
+    for number in dead:
+        storage.remove(part.sidecar(plan, planned, number))
+    return len(dead)
+
+
+def _all_errors(entry: dict[str, Any]) -> bool:
+    return all(reason.startswith("error.") for reason in entry["refused"])
+
+
+def _part_count(plan: CurationPlan) -> int:
+    return int((plan.pool.describe() or {"parts": 0})["parts"])

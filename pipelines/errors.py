@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 
 class RecipeError(Exception):
@@ -13,6 +14,10 @@ class RecipeError(Exception):
 
     def __init__(self, where: str, what: str, hint: str = "") -> None:
         super().__init__(f"{where}: {what}" + (f"\nhint: {hint}" if hint else ""))
+        self._parts = (where, what, hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), self._parts  # it may come back from a worker
 
 
 class RunFailed(Exception):
@@ -27,6 +32,9 @@ class Stopped(BaseException):
     def __init__(self, signal_number: int) -> None:
         super().__init__(f"stopped by signal {signal_number}")
         self.exit_code = 128 + signal_number
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.exit_code - 128,)
 
 
 def did_you_mean(word: str, known: Iterable[str], what: str = "known") -> str:

@@ -30,7 +30,7 @@ from pipelines.plan import CurationPlan, Planned
 
 _LOG = logging.getLogger("clip_pipe")
 _TOLD: set[tuple[str, str]] = set()
-_OPENED: dict[str, Any] = {}  # fingerprint -> state of RowStage.open(), once per process
+_OPENED: dict[str, Any] = {}  # what RowStage.open() gave, once per process
 
 
 def run_rows(plan: CurationPlan, stages: tuple[int, ...], part: int) -> dict[int, dict[str, Any]]:
@@ -147,7 +147,9 @@ class _Fused:
             full = with_decision(sidecar_schema(planned).empty_table())
         full = full.add_column(0, "uid", uid)
         parts.write_table(
-            sidecar(self.plan, planned, self.part), full, stats_of(full, alive, self.seconds[index])
+            sidecar(self.plan, planned, self.part),
+            full,
+            stats_of(full, self.part, alive, self.seconds[index]),
         )
 
 
@@ -184,9 +186,12 @@ class _ImagesWriter:
 
 def opened(planned: Planned) -> Any:
     """The stage's state, opened once per worker process."""
-    if planned.fingerprint not in _OPENED:
+    key = (
+        f"{planned.fingerprint} {planned.options}"  # options, too: an endpoint is in no fingerprint
+    )
+    if key not in _OPENED:
         try:
-            _OPENED[planned.fingerprint] = planned.stage.open()
+            _OPENED[key] = planned.stage.open()
         except StageError:
             raise
         except Exception as fault:
@@ -194,7 +199,7 @@ def opened(planned: Planned) -> Any:
             raise StageError(
                 f"{planned.use} could not be opened: {type(fault).__name__}: {fault}. hint: check its files and options"
             ) from fault
-    return _OPENED[planned.fingerprint]
+    return _OPENED[key]
 
 
 def _attempt(planned: Planned, batch: pa.Table) -> pa.Table:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -65,6 +66,11 @@ def checked(loaded: Recipe, resume: bool) -> TrainSettings:
         )
     for source in loaded.train.shards:
         data_hash_of(source.path)
+    if loaded.train.pretrained and not storage.exists(loaded.train.pretrained):
+        raise RecipeError(
+            f"train.pretrained = {loaded.train.pretrained!r}", "no such file",
+            "the path of weights saved by open_clip or by clip-pipe",
+        )  # fmt: skip
     started = storage.exists(storage.join(loaded.train.out, "metrics.jsonl"))
     if started and not resume:
         raise RecipeError(
@@ -105,7 +111,11 @@ def built(settings: TrainSettings, seed: int) -> TrainSettings:
 
 
 def run_rank(
-    loaded: Recipe, *, resume: bool, progress: Callable[[dict[str, Any]], None] | None = None
+    loaded: Recipe,
+    *,
+    resume: bool,
+    progress: Callable[[dict[str, Any]], None] | None = None,
+    stop_asked: Callable[[], bool] | None = None,
 ) -> dict[str, Any]:
     """Train in this process, as one rank of torchrun's or Ray's, or alone. Raises RunFailed, Stopped."""
     from pretrain.loop import train as loop
@@ -120,6 +130,7 @@ def run_rank(
             recipe_text=recipe.to_toml(loaded),
             resume=resume,
             progress=progress or _say,
+            stop_asked=stop_asked,
         )
     except loop.TrainingStopped as fault:
         raise RunFailed(str(fault)) from fault
@@ -191,8 +202,16 @@ def run_evaluations(loaded: Recipe, checkpoint_path: str) -> dict[str, dict[str,
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         model = encoder.load(checkpoint_path).to(device).eval()
+        # Another run's checkpoint is judged, but its figures are none of this run's.
         metrics = storage.join(loaded.train.out, "metrics.jsonl")
-        return run.run(model, named, device, metrics if storage.exists(metrics) else None)
+        folder = storage.join(loaded.train.out, "checkpoints", "")
+        own = storage.absolute(checkpoint_path).startswith(folder) and storage.exists(metrics)
+        seen = re.search(r"samples-(\d+)\.pt$", checkpoint_path)
+        context = {
+            "checkpoint": Path(checkpoint_path).name,
+            "samples_seen": int(seen[1]) if seen else 0,
+        }
+        return run.run(model, named, device, metrics if own else None, context)
     except ValueError as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError("evaluate", what, hint) from fault

@@ -69,24 +69,28 @@ def ingest(plan: CurationPlan, part: Part) -> dict[str, Any]:
     planned = plan.source
     started = time.perf_counter()
     tables = list(planned.stage.produce(part))
-    columns = ["uid", "url", "caption", *planned.columns]
-    schema = pa.schema([*ROW_FIELDS, *(f for f in planned.schema if f.name in planned.columns)])
-    whole = (
-        pa.concat_tables(tables)
-        if tables
-        else pa.table({name: [] for name in [*columns, "keep", "reason"]})
-    )
+    own = [f for f in planned.schema if f.name in planned.columns]
+    schema = pa.schema([*ROW_FIELDS, *own])
+    brought = [pa.field("image", pa.binary())] if planned.makes_images else []
+    empty = pa.schema([*schema, *brought, KEEP, REASON]).empty_table()
+    whole = pa.concat_tables(tables, promote_options="permissive") if tables else empty
     if planned.makes_images:
-        uids, images = whole["uid"].to_pylist(), whole["image"].to_pylist()
-        parts.write_images(plan.pool.images_path(planned.fingerprint, part.index), uids, images)
+        # Refused rows may share their uid with a kept one, and their picture is none.
+        kept = whole.filter(whole["keep"])
+        path = plan.pool.images_path(planned.fingerprint, part.index)
+        parts.write_images(path, kept["uid"].to_pylist(), kept["image"].to_pylist())
     decided = pa.table(
         {"uid": whole["uid"], "keep": whole["keep"], "reason": whole["reason"].cast(REASON.type)}
     )
-    stats = stats_of(decided, np.ones(len(whole), dtype=bool), time.perf_counter() - started)
+    stats = stats_of(
+        decided, part.index, np.ones(len(whole), dtype=bool), time.perf_counter() - started
+    )
     parts.write_table(sidecar(plan, planned, part.index), decided, stats)
     # The rows file comes last: a part that has one is whole.
     parts.write_table(
-        plan.pool.rows_path(part.index), whole.select(columns).cast(schema), {"rows": len(whole)}
+        plan.pool.rows_path(part.index),
+        whole.select(schema.names).cast(schema),
+        {"rows": len(whole)},
     )
     return stats
 
@@ -119,11 +123,12 @@ def with_decision(table: pa.Table, reason: str | None = None) -> pa.Table:
     return table
 
 
-def stats_of(table: pa.Table, alive: np.ndarray, seconds: float) -> dict[str, Any]:
+def stats_of(table: pa.Table, part: int, alive: np.ndarray, seconds: float) -> dict[str, Any]:
     """Counts of one stage and part, kept in the sidecar's footer."""
     refused = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
     rows_in = int(alive.sum())
     return {
+        "part": part,
         "rows": len(table),
         "rows_in": rows_in,
         "kept": rows_in - sum(refused.values()),
@@ -149,7 +154,7 @@ def commit_decision(
     full = scatter(
         with_decision(decided.cast(planned.schema)), alive, sidecar_schema(planned)
     ).add_column(0, "uid", uid)
-    stats = stats_of(full, alive, seconds)
+    stats = stats_of(full, part, alive, seconds)
     parts.write_table(sidecar(plan, planned, part), full, stats)
     return stats
 

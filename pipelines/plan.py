@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.contract import storage
+from curate.contract.columns import COLUMNS
 from curate.contract.manifest import fingerprint
 from curate.contract.parts import Pool
 from curate.stage import VIRTUAL_COLUMNS, GlobalStage, RowStage, ShardStage, SourceStage, Stage
@@ -24,8 +25,8 @@ from pipelines.recipe import Recipe
 
 _DECISION = ("keep", "reason")
 # Entry lists and weights are hashed whole; a source may be terabytes, so its larger files are
-# known by their size and their two ends.
-_WHOLE_HASH_BYTES = {"source": 1 << 20, "stage": 1 << 40, "shard": 1 << 40}
+# known by their size, their time of change and their two ends.
+_WHOLE_HASH_BYTES = {"source": 64 << 20, "stage": 1 << 40, "shard": 1 << 40}
 _EDGE_BYTES = 64 << 10
 
 
@@ -157,7 +158,10 @@ def _planned(
         raise RecipeError(component.where, what, hint) from fault
     if kind == "stage":
         _check_writes(component, names, above)
-    upstream = _upstream(reads, above, everything=kind == "shard")
+        _check_types(component, stage, reads, above)
+    # A global stage must see exactly the rows that live, whoever refused the others.
+    whole = kind == "shard" or isinstance(stage, GlobalStage)
+    upstream = _upstream(reads, above, everything=whole)
     fingerprints = tuple(above[index + 1].fingerprint for index in upstream)
     options = {item.name: getattr(stage, item.name) for item in dataclasses.fields(stage)}
     described = components.describe(kind, component.use).options
@@ -176,7 +180,7 @@ def _planned(
             stage.version,
             decisive,
             stage.identity(),
-            sorted(digests.values()),
+            list(digests.values()),
             fingerprints,
         ),
         options=options,
@@ -242,6 +246,22 @@ def _check_writes(component: Component, names: list[str], above: tuple[Planned, 
             )
 
 
+def _check_types(
+    component: Component, stage: Stage, reads: tuple[str, ...], above: tuple[Planned, ...]
+) -> None:
+    """Let the stage judge the types of the columns it reads. Raises RecipeError."""
+    types = {
+        f.name: f.type for planned in above for f in planned.schema if f.name in planned.columns
+    }
+    types |= {name: COLUMNS[name].type for name in ("uid", "url", "caption", "image")}
+    types |= {"part": pa.int64(), "row": pa.int64()}
+    try:
+        stage.check_columns({name: types[name] for name in reads})
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError(component.where, what, hint) from fault
+
+
 def _upstream(
     reads: tuple[str, ...], above: tuple[Planned, ...], everything: bool
 ) -> tuple[int, ...]:
@@ -256,7 +276,7 @@ def _upstream(
 
 
 def _identity(path: str, whole_bytes: int) -> str:
-    """sha256 of a file; of its size and its two ends where it is over ``whole_bytes``."""
+    """sha256 of a file; of its size, time of change and two ends where it is over ``whole_bytes``."""
     digest = hashlib.sha256()
     try:
         size = storage.size_bytes(path)
@@ -265,7 +285,7 @@ def _identity(path: str, whole_bytes: int) -> str:
                 while chunk := file.read(1 << 20):
                     digest.update(chunk)
             else:
-                digest.update(str(size).encode())
+                digest.update(f"{size} {storage.modified(path)}".encode())
                 digest.update(file.read(_EDGE_BYTES))
                 file.seek(size - _EDGE_BYTES)
                 digest.update(file.read(_EDGE_BYTES))

@@ -128,6 +128,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     parent = data.pop("extends", None)
     if parent is None:
         return data
+    components.coerce(parent, str, f"{path}: extends")
     beside = path.parent / parent
     base = _read(beside if beside.is_file() else find(parent), (*seen, path.resolve()))
     return _merged(base, data)
@@ -188,7 +189,10 @@ def _curate(data: Any, path: str) -> CuratePlan:
     frac = components.coerce(data.get("max_error_frac", 0.5), float, f"{where}.max_error_frac")
     if not 0 <= frac <= 1:
         raise RecipeError(f"{where}.max_error_frac", f"found {frac}", "a share between 0 and 1")
-    shard = {"use": "shard.write", **data.get("shard", {})}
+    shard = data.get("shard", {})
+    if not isinstance(shard, dict):
+        raise RecipeError(f"{where}.shard", f"found {shard!r}, expected a table")
+    shard = {"use": "shard.write", **shard}
     return CuratePlan(
         pool=storage.absolute(components.coerce(data["pool"], str, f"{where}.pool")),
         shards=storage.absolute(components.coerce(data["shards"], str, f"{where}.shards")),

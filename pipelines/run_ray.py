@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import logging
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from curate.stage import Resources, StageError
-from pipelines.errors import RecipeError, RunFailed
+from pipelines.errors import RecipeError, RunFailed, Stopped
 from pipelines.plan import CurationPlan
 from pipelines.recipe import Recipe
 
 _RETRIES = 3
 _WINDOW_PER_CPU = 2
 _ROOT = Path(__file__).resolve().parent.parent
+_STOP_FILE = ".stop"
 _TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 _PACKAGES = ("curate", "pretrain", "pipelines")
 
@@ -101,12 +104,25 @@ def connected(address: str = "", workers: int = 0) -> Iterator[RayRunner]:
 
     started = not ray.is_initialized()
     if started:
-        _start(ray, address, workers)
+        with _own_signals():
+            _start(ray, address, workers)
     try:
         yield RayRunner(ray)
     finally:
         if started:
             ray.shutdown()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """`ray.init` takes SIGTERM for itself; the handlers that were there are put back."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def _use_token() -> None:
@@ -182,16 +198,72 @@ def train(loaded: Recipe, workers: int, address: str) -> dict[str, Any]:
                 failure_config=FailureConfig(max_failures=_RETRIES),
             ),
         )
-        try:
-            trainer.fit()
-        except Exception as fault:  # Ray Train has no one base class for what a worker raised
-            raise RunFailed(
-                f"Ray Train: {fault}\nhint: --resume goes on from the last checkpoint"
-            ) from fault
+        with _told_to_stop(loaded.train.out) as told:
+            try:
+                _fit(trainer)
+            except Exception as fault:  # Ray Train has no one base class for what a worker raised
+                raise _cause_of(fault) from fault
+        if told:
+            raise Stopped(told[0])
     from pipelines import launch
 
     found = launch.newest_checkpoint(loaded)
     return {"checkpoint": found, "metrics": os.path.join(loaded.train.out, "metrics.jsonl")}
+
+
+def _fit(trainer: Any) -> None:
+    """``trainer.fit()`` in a thread: in the main one Ray Train takes Ctrl-C for itself and drops the run."""
+    faults: list[BaseException] = []
+
+    def fit() -> None:
+        try:
+            trainer.fit()
+        except BaseException as fault:
+            faults.append(fault)
+
+    thread = threading.Thread(target=fit, name="ray-train", daemon=True)
+    thread.start()
+    while thread.is_alive():
+        thread.join(timeout=0.5)  # so that signals are handled meanwhile
+    if faults:
+        raise faults[0]
+
+
+@contextmanager
+def _told_to_stop(out: str) -> Iterator[list[int]]:
+    """The signals that came. Ranks on other machines see them as a file in the run's folder."""
+    stop_file = Path(out) / _STOP_FILE
+    told: list[int] = []
+
+    def handle(number: int, frame: Any) -> None:
+        if told:
+            raise Stopped(number)  # a second one does not wait for the checkpoint
+        told.append(number)
+        stop_file.touch()
+
+    stop_file.parent.mkdir(parents=True, exist_ok=True)
+    stop_file.unlink(missing_ok=True)
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield told
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        stop_file.unlink(missing_ok=True)
+
+
+def _cause_of(fault: BaseException) -> RecipeError | RunFailed:
+    """What a rank said in its own words, if one of ours is behind what Ray Train raised."""
+    seen: list[BaseException] = [fault]
+    for one in seen:
+        if isinstance(one, RecipeError | RunFailed):
+            return one
+        behind = [one.__cause__, one.__context__, getattr(one, "cause", None)]
+        behind += list((getattr(one, "worker_failures", None) or {}).values())
+        seen += [
+            other for other in behind if isinstance(other, BaseException) and other not in seen
+        ]
+    return RunFailed(f"Ray Train: {fault}\nhint: --resume goes on from the last checkpoint")
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -201,4 +273,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     """
     from pipelines import launch
 
-    launch.run_rank(config["recipe"], resume=True)
+    loaded = config["recipe"]
+    stop_file = Path(loaded.train.out) / _STOP_FILE
+    # Stopped ends the rank in an orderly way; the driver knows already: it wrote the file.
+    with suppress(Stopped):
+        launch.run_rank(loaded, resume=True, stop_asked=stop_file.exists)

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from curate.contract import parts, shards, storage
 from curate.contract.columns import LEDGER_SCHEMA
 from curate.contract.manifest import package_versions
-from pipelines.errors import RecipeError
+from pipelines.errors import RecipeError, split_hint
 from pipelines.part import decided_rows, load_columns
 from pipelines.plan import CurationPlan
 
@@ -32,22 +32,30 @@ def check_folder(plan: CurationPlan) -> dict[str, Any] | None:
     for name in ("manifest.json", _MARKER):
         path = storage.join(root, name)
         if storage.exists(path):
-            found = json.loads(storage.read_text(path))
+            found = _read_json(path)
             if found.get("recipe") != plan.recipe:
                 raise RecipeError(
                     f"curate.shards = {root!r}",
                     f"the folder holds shards of the recipe {found.get('recipe')!r}, not of {plan.recipe!r}",
                     "name another folder, or delete that one",
                 )
-            whole = name == "manifest.json" and found["fingerprint"] == plan.shard.fingerprint
+            whole = name == "manifest.json" and found.get("fingerprint") == plan.shard.fingerprint
             return found if whole and _is_complete(root, found) else None
-    if storage.exists(root) and storage.glob(storage.join(root, "*")):
+    if not storage.is_empty(root):
         raise RecipeError(
             f"curate.shards = {root!r}",
             "the folder is not empty and holds no shards of clip-pipe (no manifest.json)",
             "name a new or empty folder",
         )
     return None
+
+
+def _read_json(path: str) -> dict[str, Any]:
+    try:
+        return storage.read_json(path, "curate.shards")
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError("curate.shards", what.removeprefix("curate.shards: "), hint) from fault
 
 
 def _is_complete(root: str, manifest: dict[str, Any]) -> bool:
@@ -61,12 +69,17 @@ def begin(plan: CurationPlan) -> None:
     """Mark the folder as being written; what another fingerprint left half-done is dropped."""
     root = plan.shards_root
     marker = storage.join(root, _MARKER)
-    mine = {"recipe": plan.recipe, "fingerprint": plan.shard.fingerprint}
-    if storage.exists(marker) and json.loads(storage.read_text(marker)) == mine:
+    mine = {"recipe": plan.recipe, "fingerprint": plan.shard.fingerprint, "cleared": True}
+    if storage.exists(marker) and _read_json(marker) == mine:
         return
     storage.remove(storage.join(_work(plan), "assembled"))
+    storage.write_text(marker, json.dumps({**mine, "cleared": False}))
+    # The manifest first: without it nothing here counts as finished shards.
+    for name in ("manifest.json", "sizes.json", "index.parquet", "ledger.parquet", "kept.parquet"):
+        storage.remove(storage.join(root, name))
+    for path in storage.glob(storage.join(root, "*.tar")):
+        storage.remove(path)
     storage.write_text(marker, json.dumps(mine))
-    storage.remove(storage.join(root, "manifest.json"))
 
 
 def pack(plan: CurationPlan, part: int) -> dict[str, Any]:
@@ -92,7 +105,7 @@ def pack(plan: CurationPlan, part: int) -> dict[str, Any]:
 
 
 def assemble(
-    plan: CurationPlan, part_count: int, histogram: dict[str, int], number: int
+    plan: CurationPlan, part_count: int, number: int, piece: tuple[int, ...]
 ) -> dict[str, Any]:
     """Commit one tar, then its index: a tar whose index is there is whole."""
     index_path = _assembled(plan, number)
@@ -102,7 +115,7 @@ def assemble(
             for part in range(part_count)
         ]
         path = storage.join(plan.shards_root, shards.shard_name(number))
-        index = plan.shard.stage.assemble(number, packed, histogram, path)
+        index = plan.shard.stage.assemble(piece, packed, path)
         parts.write_table(index_path, index, {"samples": len(index["key"].unique())})
     return parts.read_stats(index_path)
 
@@ -115,7 +128,6 @@ def finish(
     part_count = len(part_stats)
     _write_ledger(plan, part_count)
     if plan.has_images:
-        _drop_stale(root, len(sizes))
         index_paths = [_assembled(plan, number) for number in range(len(sizes))]
         _concatenate(index_paths, storage.join(root, "index.parquet"), shards.INDEX_SCHEMA)
         named = {shards.shard_name(number): size for number, size in enumerate(sizes)}
@@ -215,14 +227,6 @@ def _concatenate(sources: list[str], target: str, schema: pa.Schema) -> None:
     ):
         for source in sources:
             writer.write_table(parts.read_table(source).cast(schema))
-
-
-def _drop_stale(root: str, count: int) -> None:
-    """Tars of an earlier run of this recipe that made more of them."""
-    wanted = {shards.shard_name(number) for number in range(count)}
-    for path in storage.glob(storage.join(root, "*.tar")):
-        if path.rsplit("/", 1)[-1] not in wanted:
-            storage.remove(path)
 
 
 def _manifest(

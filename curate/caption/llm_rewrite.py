@@ -28,9 +28,8 @@ _PROMPT = (
     "Say what this image caption says in other words, as one plain English sentence. Keep every object, "
     "number, colour and name; add nothing that it does not say. Answer with the sentence only."
 )
-# Faults of the endpoint or of the recipe. `_SUSPECT` ones could be a row's own, so they need a crowd.
+# Faults of the endpoint or of the recipe, however few rows meet them.
 _SYSTEMIC = frozenset({"connection", "http.401", "http.403", "http.404"})
-_SUSPECT = frozenset({"http.400", "http.422"})
 _CROWD = 16
 _SEEDS = 1 << 31
 
@@ -150,10 +149,12 @@ class LlmRewrite(RowStage):
         except Unreachable as fault:
             raise StageError(f"{_USE}: {state.url} cannot be reached: {fault}. {hint}") from fault
         faults = Counter(answer.fault for answer in answers)
-        systemic = set(faults) <= _SYSTEMIC or (set(faults) <= _SUSPECT and len(answers) >= _CROWD)
-        if answers and systemic:
+        # A few rows may all be at fault themselves; a crowd without one good answer is not.
+        systemic = set(faults) <= _SYSTEMIC
+        crowd = len(answers) >= _CROWD and all(_is_endpoint_s(answer.fault) for answer in answers)
+        if answers and (systemic or crowd):
             raise StageError(
-                f"{_USE}: {state.url} refused all {len(answers)} requests ({faults.most_common(1)[0][0]}): "
+                f"{_USE}: {state.url} answered none of {len(answers)} requests (mostly {faults.most_common(1)[0][0]}): "
                 f"{answers[0].detail}. {hint}"
             )
         return answers
@@ -187,3 +188,8 @@ class LlmRewrite(RowStage):
                 }
             )
         return accepted, ",".join(causes) or None
+
+
+def _is_endpoint_s(fault: str | None) -> bool:
+    """Whether a fault could be the endpoint's: no answer at all, or none with status 200."""
+    return fault in ("connection", "timeout", "bad_answer") or (fault or "").startswith("http.")

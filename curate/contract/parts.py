@@ -2,7 +2,7 @@
 
 POOL/pool.json                                      schema version, part count, source
 POOL/rows/part-00000.parquet                        uid, url, caption + the source's own columns
-POOL/images/<fingerprint8>/part-00000.tar           pictures as fetched and resized
+POOL/images/<fingerprint>/part-00000.tar            pictures as fetched and resized
 POOL/columns/<stage>-<fingerprint8>/part-00000.parquet   uid + that stage's new columns only
 POOL/columns/<stage>-<fingerprint8>/manifest.json
 """
@@ -39,7 +39,7 @@ class Pool:
         return storage.join(self.root, "rows", f"part-{part:05d}.parquet")
 
     def images_path(self, fingerprint: str, part: int) -> str:
-        return storage.join(self.root, "images", fingerprint[:8], f"part-{part:05d}.tar")
+        return storage.join(self.root, "images", fingerprint, f"part-{part:05d}.tar")
 
     def columns_folder(self, use: str, fingerprint: str) -> str:
         return storage.join(self.root, "columns", stage_folder(use, fingerprint))
@@ -55,16 +55,21 @@ class Pool:
         """The content of pool.json, or None where there is no pool yet."""
         if not storage.exists(self.description_path):
             return None
-        return json.loads(storage.read_text(self.description_path))
+        return storage.read_json(self.description_path, "pool")
 
 
-def write_table(path: str, table: pa.Table, stats: dict[str, Any] | None = None) -> None:
+def write_table(
+    path: str,
+    table: pa.Table,
+    stats: dict[str, Any] | None = None,
+    row_group_rows: int | None = None,
+) -> None:
     """Commit a parquet file; ``stats`` (JSON) travel in its footer."""
     if stats is not None:
         metadata = {**(table.schema.metadata or {}), _STATS_KEY: json.dumps(stats).encode()}
         table = table.replace_schema_metadata(metadata)
     with storage.committed(path) as file:
-        pq.write_table(table, file, compression="zstd")
+        pq.write_table(table, file, compression="zstd", row_group_size=row_group_rows)
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:

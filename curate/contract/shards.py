@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import IO, Any
 
 import pyarrow as pa
@@ -92,10 +92,13 @@ def _expand_braces(path: str) -> list[str]:
     return [path[: match.start()] + f"{n:0{width}d}" + path[match.end() :] for n in numbers]
 
 
-def index_tar(path: str) -> pa.Table:
-    """The index of one tar by reading all of it. Raises tars.TarDamage, naming file and offset."""
+def index_tar(path: str, name: str = "") -> pa.Table:
+    """The index of one tar by reading all of it, under ``name`` or the file's own.
+
+    Raises tars.TarDamage, naming file and offset.
+    """
     rows: list[dict[str, Any]] = []
-    shard = path.rsplit("/", 1)[-1]
+    shard = name or path.rsplit("/", 1)[-1]
     with storage.open_file(path) as file:
         for member in tars.walk(file, path):
             key, _, extension = member.name.rpartition("/")[2].partition(".")
@@ -113,19 +116,33 @@ def index_tar(path: str) -> pa.Table:
     return pa.Table.from_pylist(rows, INDEX_SCHEMA)
 
 
+def tar_names(path: str) -> dict[str, str]:
+    """The name that the index has for each tar of a set -> its path.
+
+    Names are taken below the folder that all of them share: tars of one name in several folders
+    stay apart.
+    """
+    found = list_tars(path)
+    folders = [name.split("/")[:-1] for name in found]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
+    return {"/".join(name.split("/")[shared:]): name for name in found}
+
+
 def load_index(path: str) -> pa.Table:
     """The index of a shard set: its ``index.parquet``, or made by walking tars that have none.
 
     Rows are in shard order, then in the order of members in the tar. Raises ValueError for a folder
     without tars, or whose index names tars that are not there.
     """
-    found = list_tars(path)
+    found = tar_names(path)
     index_path = storage.join(path, "index.parquet")
     if path.endswith(".tar") or "*" in path or "{" in path or not storage.exists(index_path):
-        return pa.concat_tables([index_tar(name) for name in found])
+        return pa.concat_tables([index_tar(name, shard) for shard, name in found.items()])
     with storage.open_file(index_path) as file:
         index = pq.read_table(file, schema=INDEX_SCHEMA)
-    missing = set(index["shard"].unique().to_pylist()) - {name.rsplit("/", 1)[-1] for name in found}
+    missing = set(index["shard"].unique().to_pylist()) - set(found)
     if missing:
         raise ValueError(
             f"{index_path} names {sorted(missing)[0]}, which is not there. "
@@ -146,6 +163,15 @@ def read_member(file: IO[Any], offset: int, size: int, crc32: int, name: str) ->
 
 
 def captions_of(caption: str, record: dict[str, Any]) -> list[str]:
-    """The alt-text and every added caption of a sample's ``json`` member, alt-text first."""
-    added: Iterable[dict[str, Any]] = record.get("captions") or ()
-    return [caption, *(entry["text"] for entry in added if entry.get("text"))]
+    """The alt-text and every added caption of a sample's ``json`` member, alt-text first.
+
+    Foreign shards may hold anything there: texts are taken from strings and from objects with a
+    ``text``, and whatever else stands in the list is no caption.
+    """
+    added = record.get("captions")
+    texts = (
+        [entry.get("text") if isinstance(entry, dict) else entry for entry in added]
+        if isinstance(added, list)
+        else []
+    )
+    return [caption, *(text for text in texts if isinstance(text, str) and text)]

@@ -6,12 +6,18 @@ write goes straight to its name.
 
 from __future__ import annotations
 
+import json
 import os
+import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
 
 import fsspec
+
+_DAY_S = 86_400
+TEMPORARY = ".tmp-"  # in the name of a file that is being written
 
 
 def is_url(path: str) -> bool:
@@ -49,11 +55,61 @@ def size_bytes(path: str) -> int:
     return int(fs.size(inner))
 
 
+def modified(path: str) -> str:
+    """The time a file was last changed, as text; '' where the filesystem does not tell."""
+    if not is_url(path):
+        return str(os.stat(path).st_mtime_ns)
+    fs, inner = fsspec.core.url_to_fs(path)
+    info = fs.info(inner)
+    return str(
+        next((info[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in info), "")
+    )
+
+
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     if not is_url(path):
         return open(path, mode)
     fs, inner = fsspec.core.url_to_fs(path)
     return fs.open(inner, mode)
+
+
+def is_empty(folder: str) -> bool:
+    """Whether a folder is not there or holds nothing but files that were never committed."""
+    if not exists(folder):
+        return True
+    return all(TEMPORARY in path.rsplit("/", 1)[-1] for path in _listed(folder))
+
+
+def sweep(folder: str) -> None:
+    """Remove what runs that died left half-written in this folder and below.
+
+    A file of a living process of this machine stays, and one of another machine for a day. An object
+    store never shows a half-written object.
+    """
+    if is_url(folder):
+        return
+    for root, _, names in os.walk(folder):
+        for name in names:
+            if TEMPORARY in name and _is_abandoned(os.path.join(root, name)):
+                os.remove(os.path.join(root, name))
+
+
+def _is_abandoned(path: str) -> bool:
+    host, _, process = path.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
+    if host == os.uname().nodename and process.isdigit():
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except PermissionError:
+            return False
+        return False
+    return time.time() - os.path.getmtime(path) > _DAY_S
+
+
+def _listed(folder: str) -> list[str]:
+    fs, inner = fsspec.core.url_to_fs(folder)
+    return [str(path) for path in fs.ls(inner, detail=False)]
 
 
 def remove(path: str) -> None:
@@ -73,7 +129,7 @@ def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}.tmp-{os.getpid()}"
+    temporary = f"{path}{TEMPORARY}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
     try:
         with open(temporary, mode) as file:
             yield file
@@ -83,6 +139,21 @@ def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def read_json(path: str, where: str) -> dict[str, Any]:
+    """A JSON object of ours. Raises ValueError for anything else under that name."""
+    try:
+        found = json.loads(read_text(path))
+    except (ValueError, OSError) as fault:
+        raise ValueError(
+            f"{where}: {path} can't be read as JSON: {fault}. hint: it was changed by hand or by another tool; name a new folder"
+        ) from fault
+    if not isinstance(found, dict):
+        raise ValueError(
+            f"{where}: {path} holds no JSON object. hint: it is not clip-pipe's; name a new folder"
+        )
+    return found
 
 
 def write_text(path: str, text: str) -> None:

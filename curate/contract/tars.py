@@ -15,6 +15,7 @@ from typing import IO, Any
 BLOCK_BYTES = 512
 END = b"\0" * (2 * BLOCK_BYTES)
 _MAX_NAME_BYTES = 100
+_MAX_MEMBER_BYTES = 1 << 31  # a header may claim anything; no sample is near this
 
 
 class TarDamage(Exception):
@@ -57,6 +58,8 @@ def walk(file: IO[Any], path: str) -> Iterator[Member]:
             info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
         except tarfile.HeaderError as fault:
             raise TarDamage(f"{path}: bad header at byte {offset}: {fault}") from fault
+        if not 0 <= info.size <= _MAX_MEMBER_BYTES:
+            raise TarDamage(f"{path}: bad header at byte {offset}: a size of {info.size} bytes")
         data = file.read(info.size)
         if len(data) < info.size:
             raise TarDamage(

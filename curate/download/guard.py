@@ -28,6 +28,7 @@ MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _READ_BYTES = 1 << 16
+_NAMES_KEPT = 4096
 _RESOLVED_FOR_S = 60.0
 _URL_SAFE = "%/:=&?~+!$,;'@()*[]"
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
@@ -211,6 +212,10 @@ class Guard:
         answer: Future[list[Any]] = Future()
         threading.Thread(target=_look_up, args=(key, answer), daemon=True).start()
         found = [(info[0], info[4]) for info in answer.result(timeout=_left_s(deadline_s))]
+        while len(self._names) >= _NAMES_KEPT:
+            self._names.pop(
+                next(iter(self._names)), None
+            )  # the oldest; another thread may be first
         self._names[key] = (time.monotonic() + _RESOLVED_FOR_S, found)
         return found
 

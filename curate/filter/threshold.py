@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -54,6 +55,13 @@ class Threshold(RowStage):
             raise ValueError(
                 f"at_least = {self.at_least} is over at_most = {self.at_most}: no row would be kept. hint: swap them"
             )
+
+    def check_columns(self, types: Mapping[str, pa.DataType]) -> None:
+        kind = types[self.column]
+        try:
+            self._check_type(kind.value_type if pa.types.is_dictionary(kind) else kind)
+        except StageError as fault:
+            raise ValueError(str(fault)) from fault
 
     def process(self, batch: pa.Table, state: None) -> pa.Table:
         kind = batch[self.column].type

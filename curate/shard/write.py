@@ -8,8 +8,10 @@ nothing. Ranks come from a histogram of the draws: no process holds more than on
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,8 @@ from curate.stage import ShardStage
 
 _BUCKETS = 1 << 16
 _ROWS_AT_ONCE = 64
+_ROW_GROUP_ROWS = 1000  # rows are sorted by bucket, so a shard reads the row groups of its own only
+_OPEN_FILES = 64
 _NOT_IN_JSON = ("image", "keep", "reason", "part", "row")
 _PACKED_SCHEMA = pa.schema(
     [
@@ -47,10 +51,7 @@ class Write(ShardStage):
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard = {self.samples_per_shard}. hint: at least 1")
 
-    def shard_count(self, kept: int) -> int:
-        return -(-kept // self.samples_per_shard)
-
-    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[str, int]:
+    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[int, int]:
         uids = samples["uid"].to_pylist()
         order = _Order.of(uids, f"shard:{self.seed}")
         rows: list[dict[str, Any]] = []
@@ -73,44 +74,67 @@ class Write(ShardStage):
                 )
                 offset += len(block)
         table = pa.Table.from_pylist(rows, _PACKED_SCHEMA)
+        parts.write_table(index_path, table, row_group_rows=_ROW_GROUP_ROWS)
         counts = pc.value_counts(table["bucket"]).to_pylist()
-        histogram = {str(entry["values"]): entry["counts"] for entry in counts}
-        parts.write_table(index_path, table, {"histogram": histogram, "rows": len(rows)})
-        return histogram
+        return {entry["values"]: entry["counts"] for entry in counts}
+
+    def slices(self, histogram: Mapping[int, int]) -> list[tuple[int, ...]]:
+        """(lowest bucket, highest bucket, ranks to skip in the lowest, samples) of each tar."""
+        counts = np.zeros(_BUCKETS, dtype=np.int64)
+        for bucket, count in histogram.items():
+            counts[bucket] = count
+        ends = np.cumsum(counts)
+        found: list[tuple[int, ...]] = []
+        for first in range(0, int(ends[-1]), self.samples_per_shard):
+            last = min(first + self.samples_per_shard, int(ends[-1]))
+            low = int(np.searchsorted(ends, first, side="right"))
+            high = int(np.searchsorted(ends, last, side="left"))
+            found.append((low, high, first - int(ends[low] - counts[low]), last - first))
+        return found
 
     def assemble(
-        self, number: int, packed: Sequence[tuple[str, str]], histogram: dict[str, int], path: str
+        self, piece: tuple[int, ...], packed: Sequence[tuple[str, str]], path: str
     ) -> pa.Table:
-        first, last = number * self.samples_per_shard, (number + 1) * self.samples_per_shard
-        low, high, skip = _bucket_range(histogram, first, last)
-        chosen = list(_chosen(packed, low, high))[skip : skip + last - first]
+        low, high, skip, count = piece
         rows: list[dict[str, Any]] = []
-        files: dict[str, Any] = {}
         offset = 0
         name = path.rsplit("/", 1)[-1]
-        try:
-            with storage.committed(path) as tar:
-                for _, uid, blocks_path, entry in chosen:
-                    file = files.get(blocks_path) or files.setdefault(
-                        blocks_path, storage.open_file(blocks_path)
+        with _Blocks() as blocks, storage.committed(path) as tar:
+            for _, uid, blocks_path, entry in islice(
+                _chosen(packed, low, high), skip, skip + count
+            ):
+                tar.write(blocks.read(blocks_path, entry["offset"], entry["size"]))
+                for member in entry["members"]:
+                    rows.append(
+                        {**member, "offset": offset + member["offset"], "shard": name, "key": uid}
                     )
-                    file.seek(entry["offset"])
-                    tar.write(file.read(entry["size"]))
-                    for member in entry["members"]:
-                        rows.append(
-                            {
-                                **member,
-                                "offset": offset + member["offset"],
-                                "shard": name,
-                                "key": uid,
-                            }
-                        )
-                    offset += entry["size"]
-                tar.write(tars.END)
-        finally:
-            for file in files.values():
-                file.close()
+                offset += entry["size"]
+            tar.write(tars.END)
         return pa.Table.from_pylist(rows, shards.INDEX_SCHEMA)
+
+
+class _Blocks:
+    """Reads byte ranges of many files with a bounded number of them open."""
+
+    def __init__(self) -> None:
+        self._files: OrderedDict[str, Any] = OrderedDict()
+
+    def __enter__(self) -> _Blocks:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        while self._files:
+            self._files.popitem()[1].close()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        if path not in self._files:
+            if len(self._files) >= _OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = storage.open_file(path)
+        self._files.move_to_end(path)
+        file = self._files[path]
+        file.seek(offset)
+        return file.read(size)
 
 
 def sample_members(row: dict[str, Any]) -> list[tuple[str, bytes]]:
@@ -144,17 +168,6 @@ class _Order:
             yield from zip(
                 table.take(positions).to_pylist(), self.draws[positions].tolist(), strict=True
             )
-
-
-def _bucket_range(histogram: dict[str, int], first: int, last: int) -> tuple[int, int, int]:
-    """(lowest bucket, highest bucket, ranks to skip in the lowest) that hold ranks first..last-1."""
-    counts = np.zeros(_BUCKETS, dtype=np.int64)
-    for bucket, count in histogram.items():
-        counts[int(bucket)] = count
-    ends = np.cumsum(counts)
-    low = int(np.searchsorted(ends, first, side="right"))
-    high = int(np.searchsorted(ends, min(last, int(ends[-1])), side="left"))
-    return low, high, first - int(ends[low] - counts[low])
 
 
 def _chosen(

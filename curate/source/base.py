@@ -144,11 +144,19 @@ def identity_files(files: Sequence[str]) -> tuple[str, ...]:
     return tuple(named[n * len(named) // count] for n in range(count))
 
 
-def names_and_sizes(files: Sequence[str]) -> str:
-    """A hash of every file's name (without its folder) and size: for ``Stage.identity``."""
+def names_and_sizes(files: Sequence[str], root: str = "") -> str:
+    """A hash of every file's size and name, for ``Stage.identity``.
+
+    Names are taken below ``root``, or below the folder that all files share: moving a source as a
+    whole changes nothing.
+    """
+    folders = [root.split("/")] if root else [name.split("/")[:-1] for name in files]
+    shared = 0
+    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+        shared += 1
     digest = hashlib.sha256()
     for name in files:
-        known = f"{name.rsplit('/', 1)[-1]}\0{storage.size_bytes(name)}\n"
+        known = f"{'/'.join(name.split('/')[shared:])}\0{storage.size_bytes(name)}\n"
         digest.update(known.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

@@ -64,7 +64,7 @@ class Folder(SourceStage):
         return identity_files(list(dict.fromkeys([*table, *self._files])))
 
     def identity(self) -> str:
-        return names_and_sizes(self._files)
+        return names_and_sizes(self._files, self.path.rstrip("/"))
 
     def check(self) -> None:
         if self.rows_per_part < 1 or self.max_caption_bytes < 1:

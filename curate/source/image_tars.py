@@ -249,9 +249,17 @@ def _names(paths: list[str]) -> dict[str, str]:
 
 
 def _key_and_kind(name: str) -> tuple[str, str | None]:
-    """The sample a member belongs to, and image, txt, json or None for what is none of these."""
+    """The sample a member belongs to, and image, txt, json or None for what is none of these.
+
+    A key ends at the first dot, as webdataset has it. Where what follows is no known kind, a picture
+    or text is keyed up to its last dot, so that `IMG.2020.jpg` is a row too.
+    """
     folder, slash, base = name.removeprefix("./").rpartition("/")
     stem, _, extension = base.partition(".")
+    if stem and extension.lower() not in _KINDS:
+        last = base.rpartition(".")
+        if _KINDS.get(last[2].lower()) in ("image", "txt"):
+            stem, _, extension = last
     return folder + slash + stem, _KINDS.get(extension.lower()) if stem else None
 
 

@@ -230,7 +230,7 @@ def _entries(state: _Demo) -> list[str]:
 
 def _notes(state: _Demo) -> list[str]:
     spread = (
-        f"{state.seeds} seeds were trained per run."
+        f"{state.seeds} seeds were trained per run; curves and figures are those of the first. The means and the spread are in what the command printed."
         if state.seeds > 1
         else "One seed was trained per run, so small differences mean nothing: see the spread in docs/benchmarks.md."
     )

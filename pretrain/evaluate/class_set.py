@@ -139,6 +139,13 @@ def _names_in(labels: Sequence[str]) -> list[str]:
             f"its classes are numbers ({', '.join(names[:3])} ...) and have no names. "
             "hint: set = a .toml with classnames in label order"
         )
+    plain = [_plain(name) for name in names]
+    twins = sorted(name for name in names if plain.count(_plain(name)) > 1)
+    if twins:
+        raise ValueError(
+            f"two classes are both called {_plain(twins[0])!r}: {', '.join(map(repr, twins[:2]))}. "
+            "hint: merge them, or set = a .toml with [prompt_names]"
+        )
     return names
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from curate.contract.tars import TarDamage
 from pretrain.evaluate.base import Evaluation
 from pretrain.evaluate.table import json_line
 
@@ -38,6 +39,10 @@ def run(
                 results[name] = evaluation.run(encoder, device)  # type: ignore[arg-type]
             except ValueError as fault:
                 raise ValueError(f"evaluation {name}: {fault}") from fault
+            except TarDamage as fault:
+                raise ValueError(
+                    f"evaluation {name}: {fault}. hint: the tar is damaged; replace it"
+                ) from fault
             if metrics_path is not None:
                 _append(metrics_path, json_line(name, results[name], context))
     finally:

@@ -62,7 +62,7 @@ def labelled(store: Store) -> Labelled:
     if table is not None:
         for name, row in _labels_table(store, table):
             found.add(name, row.get("classname") or row.get("label"))
-    elif any("cls" in group or "json" in group for group in groups.values()):
+    elif any("cls" in group or "json" in group for _, group in _pictures(groups)):
         for name, group in _pictures(groups):
             found.add(name, _label_of(store, group))
     else:
@@ -146,6 +146,14 @@ def _text(store: Store, name: str) -> str:
     return store.read(name).decode("utf-8", "replace")
 
 
+def _text_if_whole(store: Store, name: str) -> str | None:
+    """None for a damaged member: its sample then counts as one without class or captions."""
+    try:
+        return _text(store, name)
+    except tars.TarDamage:
+        return None
+
+
 def _groups(store: Store) -> dict[str, Group]:
     """Files of the same name but for what follows its first dot, as webdataset groups them."""
     groups: dict[str, Group] = {}
@@ -166,13 +174,13 @@ def _pictures(groups: dict[str, Group]) -> Iterator[tuple[str, Group]]:
 
 def _label_of(store: Store, group: Group) -> str | None:
     if "cls" in group:
-        return _text(store, group["cls"]).strip()
+        return (_text_if_whole(store, group["cls"]) or "").strip() or None
     record = _record(store, group)
     return next((str(record[key]) for key in _CLASS_KEYS if record.get(key) is not None), None)
 
 
 def _captions_of(store: Store, group: Group, all_captions: bool) -> list[str]:
-    caption = _text(store, group["txt"]) if "txt" in group else ""
+    caption = (_text_if_whole(store, group["txt"]) or "") if "txt" in group else ""
     return shards.captions_of(caption, _record(store, group)) if all_captions else [caption]
 
 

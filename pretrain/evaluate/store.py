@@ -52,7 +52,7 @@ class TarStore:
         self.path = path
         self._files = files
         self._open: dict[str, IO[Any]] = {}
-        self._tars = {name.rsplit("/", 1)[-1]: name for name in shards.list_tars(path)}
+        self._tars = shards.tar_names(path)
         self._rows: dict[str, tuple[str, int, int, int]] = {}
         for shard, key, member, offset, size, crc32 in zip(
             *(column.to_pylist() for column in shards.load_index(path).columns)

@@ -96,6 +96,14 @@ def newest(out: str) -> str | None:
     return newest_whole(out)[0]
 
 
+def set_aside_newer(out: str, path: str) -> None:
+    """Rename committed checkpoints that are newer than ``path``: they are damaged, and count no more."""
+    for newer in _all(out):
+        if newer > path:
+            for name in (newer, _stamp_path(newer)):
+                os.replace(name, storage.join(folder(out), "damaged-" + name.rsplit("/", 1)[-1]))
+
+
 def clean(out: str) -> None:
     """Delete what a killed process left half written."""
     whole = {path for pt in _all(out) for path in (pt, _stamp_path(pt))}

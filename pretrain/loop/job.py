@@ -251,7 +251,9 @@ def _prepare_folder(out: str, resume: bool, recipe_text: str) -> str:
         )
     path, damaged = checkpoint.newest_whole(out) if resume else (None, [])
     for fault in damaged:
-        _logger.warning("%s; resuming from %s", fault, path)
+        _logger.warning("%s; resuming from %s, the damaged one is set aside", fault, path)
+    if path is not None:
+        checkpoint.set_aside_newer(out, path)
     checkpoint.clean(out)
     os.makedirs(out, exist_ok=True)
     if recipe_text and path is None:

@@ -2,7 +2,8 @@
 
 Progress is counted in samples seen by all ranks. Every draw is a function of (seed, position of the
 sample, purpose), so a run that was killed and resumed, at any point and on any number of ranks, sees
-the same pictures, crops and captions as an undisturbed one.
+the same pictures, crops and captions as an undisturbed one. Layers that draw for themselves (dropout,
+open_clip's patch dropout) are keyed by rank, so these are the same on an equal number of ranks only.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ def run(
     resume: bool = False,
     progress: Callable[[dict[str, Any]], None] | None = None,
     stop_after_samples: int | None = None,
+    stop_asked: Callable[[], bool] | None = None,
 ) -> TrainResult:
     """Train every phase in turn; called once in each rank.
 
     ``data_hash`` is the shards' manifest hash, kept in every checkpoint. ``progress`` gets each line
     of metrics.jsonl, on the first rank. With ``resume``, goes on from the newest whole checkpoint in
-    ``settings.out``, or begins where there is none. ``stop_after_samples`` stops as SIGTERM does.
+    ``settings.out``, or begins where there is none. ``stop_after_samples`` stops as SIGTERM does, and
+    so does ``stop_asked`` once it says so on the first rank: for runs that no signal reaches.
 
     Raises ValueError (with a hint) for settings, shards or a folder that can't be used,
     TrainingStopped for a loss that is not finite or too many bad samples.
@@ -77,7 +80,7 @@ def run(
         stopped = False
         for number in range(first, len(settings.phase)):
             phase = job.enter(number)
-            stopped = _train_phase(job, phase, interrupt, stop_after_samples)
+            stopped = _train_phase(job, phase, interrupt, stop_after_samples, stop_asked)
             path = job.save()
             if stopped:
                 break
@@ -90,7 +93,11 @@ def run(
 
 
 def _train_phase(
-    job: Job, phase: Phase, interrupt: Interrupt, stop_after_samples: int | None
+    job: Job,
+    phase: Phase,
+    interrupt: Interrupt,
+    stop_after_samples: int | None,
+    stop_asked: Callable[[], bool] | None,
 ) -> bool:
     """Train to the end of the phase; True if it was told to stop before."""
     cursor, world = job.cursor, job.world
@@ -111,7 +118,8 @@ def _train_phase(
             world.is_first and time.monotonic() - saved_at_s > job.settings.checkpoint_minutes * 60
         )
         reached = stop_after_samples is not None and cursor.samples_seen >= stop_after_samples
-        stop, save = world.any(interrupt.asked or reached, due)
+        told = stop_asked is not None and world.is_first and stop_asked()
+        stop, save = world.any(interrupt.asked or reached or told, due)
         if stop:
             return True
         if save:

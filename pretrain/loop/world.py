@@ -55,7 +55,9 @@ class World:
 
     def mean(self, figures: Sequence[Tensor]) -> list[float]:
         """Each scalar's mean over ranks. Waits for the device."""
-        stacked = torch.stack([figure.detach().double() for figure in figures]).cpu()
+        stacked = torch.stack(
+            [figure.detach().to(self.device, torch.float64) for figure in figures]
+        ).cpu()
         if self.size > 1:
             dist.all_reduce(stacked, group=self.agreement)
         return (stacked / self.size).tolist()

@@ -43,7 +43,7 @@ class TarSet(Reader):
             raise ValueError(
                 f"{path}: no picture or caption in its tars. hint: members must be named like 0001.jpg, 0001.txt, 0001.json"
             )
-        self._files = {name.rsplit("/", 1)[-1]: name for name in shards.list_tars(path)}
+        self._files = shards.tar_names(path)
         self._index = index.combine_chunks()
         shard = self._index["shard"].combine_chunks().dictionary_encode()
         self._names: list[str] = shard.dictionary.to_pylist()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -252,12 +253,9 @@ def test_the_same_bytes_after_kill_9_in_every_stage(
     assert killed == len(steps)
     assert shard_bytes(disturbed) == shard_bytes(undisturbed)
     assert len(ledger(disturbed)) == 47
-    leftovers = [
-        path
-        for path in Path(disturbed.curate.shards).iterdir()
-        if "tmp" in path.name or "writing" in path.name
+    assert not [
+        path for path in tmp_path.rglob("*") if ".tmp-" in path.name or "writing" in path.name
     ]
-    assert [path for path in leftovers if not path.name.startswith("00001.tar.tmp")] == []
 
 
 def test_text_only_runs_end_with_kept_parquet(curate_recipe: Callable[..., Any]) -> None:
@@ -347,3 +345,73 @@ def test_a_deleted_file_is_made_again(curate_recipe: Callable[..., Any], name: s
     Path(recipe.curate.shards, name).unlink()
     assert not run(recipe).already_done
     assert shard_bytes(recipe) == before
+
+
+def test_a_kill_while_the_first_file_was_written_resumes(curate_recipe: Callable[..., Any]) -> None:
+    recipe = curate_recipe(SOURCE, STAGES)
+    dead = (
+        f"{os.uname().nodename}-{4_194_303}-abcdef01"  # over the greatest process number there is
+    )
+    for folder, name in (
+        (recipe.curate.pool, "pool.json"),
+        (recipe.curate.shards, ".clip-pipe-writing.json"),
+    ):
+        Path(folder).mkdir(parents=True)
+        Path(folder, f"{name}.tmp-{dead}").touch()
+    run(recipe)
+    assert not list(Path(recipe.curate.pool).parent.rglob("*.tmp-*"))
+
+
+def test_a_service_that_was_down_for_every_row_is_asked_again(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    flag = tmp_path / "up"
+    stages = [
+        {"use": f"{USE}:Service", "flag": str(flag)},
+        {"use": f"{USE}:Length"},
+        {"use": f"{USE}:Common"},
+    ]
+    recipe = curate_recipe(SOURCE, stages)
+    with pytest.raises(RunFailed, match=r"tries 6 of the 6 parts seen again"):
+        run(recipe)
+    flag.touch()
+    assert run(recipe).manifest["kept"] == 33
+
+
+def test_text_only_after_pictures_and_back_leaves_nothing_stale(
+    curate_recipe: Callable[..., Any],
+) -> None:
+    pictures, words = curate_recipe(SOURCE, STAGES), curate_recipe(SOURCE, STAGES[:2])
+    folder = Path(pictures.curate.shards)
+    run(pictures)
+    run(words)
+    assert {path.name for path in folder.iterdir()} == {
+        "kept.parquet",
+        "ledger.parquet",
+        "manifest.json",
+    }
+    run(pictures)
+    assert {path.name for path in folder.iterdir()} == {
+        "00000.tar",
+        "index.parquet",
+        "sizes.json",
+        "ledger.parquet",
+        "manifest.json",
+    }
+
+
+@pytest.mark.parametrize("text", ["[]", "{not json", '{"recipe": "test"}'])
+def test_a_manifest_that_is_none_is_said(curate_recipe: Callable[..., Any], text: str) -> None:
+    recipe = curate_recipe(SOURCE, STAGES)
+    for root, name in ((recipe.curate.shards, "manifest.json"), (recipe.curate.pool, "pool.json")):
+        Path(root).mkdir(parents=True, exist_ok=True)
+        Path(root, name).write_text(text)
+    with pytest.raises(RecipeError):
+        run(recipe)
+
+
+def test_a_pool_that_is_a_file_is_said(curate_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    recipe = curate_recipe(SOURCE, STAGES, pool=str(tmp_path / "file"))
+    with pytest.raises(RecipeError, match=r"curate\.pool"):
+        run(recipe)

@@ -1,5 +1,7 @@
 """Messages: where, what, then a hint; exit codes as documented."""
 
+import pickle
+
 from pipelines.errors import RecipeError, RunFailed, Stopped, did_you_mean, split_hint
 
 
@@ -26,3 +28,9 @@ def test_near_words_or_all_of_them() -> None:
 def test_split_hint() -> None:
     assert split_hint("t = 0. hint: at least 1") == ("t = 0", "at least 1")
     assert split_hint("plain") == ("plain", "")
+
+
+def test_they_come_back_from_a_worker_as_they_were() -> None:
+    for fault in (RecipeError("a", "b", "c"), RunFailed("x"), Stopped(15)):
+        back = pickle.loads(pickle.dumps(fault))
+        assert (type(back), str(back), back.exit_code) == (type(fault), str(fault), fault.exit_code)

@@ -60,7 +60,7 @@ def test_a_new_measure_above_changes_nothing_that_does_not_read_it(
     curate_recipe: Callable[..., Any],
 ) -> None:
     before = prints(plan_curation(curate_recipe(SOURCE, [COMMON, PICTURE, SIZE])))
-    after = prints(plan_curation(curate_recipe(SOURCE, [LENGTH, COMMON, PICTURE, SIZE])))
+    after = prints(plan_curation(curate_recipe(SOURCE, [COMMON, LENGTH, PICTURE, SIZE])))
     assert {name for name in before if before[name] != after[name]} == {"shard.write"}
 
 
@@ -124,3 +124,23 @@ def test_no_curate_table(curate_recipe: Callable[..., Any]) -> None:
 
     with pytest.raises(RecipeError, match=r"no \[curate\] table\nhint: this recipe only trains"):
         plan_curation(recipe.from_data({"name": "x"}, "x.toml"))
+
+
+def test_a_global_stage_stands_on_every_stage_above(curate_recipe: Callable[..., Any]) -> None:
+    """A row that any stage failed on is no first of its equals: the second must stay."""
+    plan = plan_curation(
+        curate_recipe(SOURCE, [PICTURE, LENGTH, {"use": "filter.duplicate_image"}])
+    )
+    assert plan.stages[3].upstream == (-1, 0, 1, 2)
+
+
+def test_a_threshold_on_a_column_of_another_type_is_said_before_any_work(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    (tmp_path / "e.txt").write_text("dog")
+    stages = [
+        {"use": "score.metadata_match", "entries": str(tmp_path / "e.txt")},
+        {"use": "filter.threshold", "column": "entries", "at_most": 3},
+    ]
+    with pytest.raises(RecipeError, match=r"column 'entries' is list<.*>, not a number"):
+        plan_curation(curate_recipe(SOURCE, stages))

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +20,8 @@ from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
 from tests.pipelines.test_curation import SOURCE, STAGES, Quiet, ledger, shard_bytes
 from tests.tiny.stages import USE
+
+ROOT = Path(__file__).resolve().parent.parent.parent
 
 pytestmark = pytest.mark.ray
 
@@ -60,3 +68,92 @@ def test_the_session_s_cluster_is_left_running(ray_address: str) -> None:
     with run_ray.connected():
         pass
     assert ray.is_initialized()
+
+
+def _train_recipe(folder: Path) -> str:
+    import tomli_w
+
+    from tests.tiny import scenes
+
+    shards = scenes.write_shards(folder / "shards", 64, per_shard=32)
+    phase = {"samples": 16_000, "global_batch": 16, "lr": 1e-4}
+    train = {
+        "model": scenes.write_model(folder),
+        "shards": str(shards),
+        "out": str(folder / "out"),
+        "workers": 0,
+        "precision": "fp32",
+        "log_every_steps": 1,
+        "phase": [phase],
+    }
+    path = folder / "r.toml"
+    path.write_text(tomli_w.dumps({"name": "ray-train", "train": train}))
+    return str(path)
+
+
+@pytest.mark.slow
+def test_ray_train_stops_with_a_checkpoint_resumes_and_says_what_is_wrong(tmp_path: Path) -> None:
+    """The whole command on a Ray of its own: SIGTERM, --resume to the end, --resume with another seed."""
+    recipe = _train_recipe(tmp_path)
+    command = [sys.executable, str(ROOT / "cli.py"), "train", recipe, "--ray", "2"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    metrics = tmp_path / "out" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 143, err[-3000:]
+    assert out == ""
+    assert "the same command goes on" in err
+    assert list((tmp_path / "out" / "checkpoints").glob("samples-*.pt"))
+    seen = json.loads(metrics.read_text().splitlines()[-1])["samples_seen"]
+
+    def again(*more: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [*command, "--resume", *more],
+            capture_output=True,
+            text=True,
+            timeout=280,
+            env=environment,
+        )
+
+    done = again("--set", "seed=9")
+    assert done.returncode == 2, done.stderr[-3000:]
+    assert "seed: checkpoint has 0, now 9" in done.stderr
+    done = again()
+    assert done.returncode == 0, done.stderr[-3000:]
+    steps = [json.loads(line)["step"] for line in metrics.read_text().splitlines()]
+    assert steps == list(range(1, 1001))
+    assert seen < 16_000
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_a_run_on_a_ray_of_its_own(tmp_path: Path, number: signal.Signals) -> None:
+    path = tmp_path / "r.toml"
+    path.write_text(
+        f'name = "slow"\n[curate]\npool = "{tmp_path}/pool"\nshards = "{tmp_path}/shards"\n[curate.source]\n'
+        f'use = "{USE}:Slow"\ncount = 400\n[[curate.stage]]\nuse = "{USE}:Picture"\n'
+    )
+    command = [sys.executable, "cli.py", "curate", str(path), "--workers", "1"]
+    process = subprocess.Popen(
+        command,
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob("pool/rows/*.parquet")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    process.send_signal(number)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + number, err[-2000:]
+    assert out == ""
+    assert "the same command goes on" in err
+    assert "Traceback" not in err
+    assert list(tmp_path.glob("pool/rows/*.parquet"))

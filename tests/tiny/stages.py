@@ -239,18 +239,18 @@ class DyingWrite(Write):
 
     flag: str = tuning_option("")
 
-    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[str, int]:
+    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[int, int]:
         histogram = super().pack(samples, blocks_path, index_path)
         die_once(self.flag, "pack")
         return histogram
 
     def assemble(
-        self, number: int, packed: Sequence[tuple[str, str]], histogram: dict[str, int], path: str
+        self, piece: tuple[int, ...], packed: Sequence[tuple[str, str]], path: str
     ) -> pa.Table:
-        if number == 1:
+        if path.endswith("00001.tar"):
             die_once(self.flag, "assemble")
-        index = super().assemble(number, packed, histogram, path)
-        if number == 1:
+        index = super().assemble(piece, packed, path)
+        if path.endswith("00001.tar"):
             die_once(self.flag, "assembled")
         return index
 
@@ -290,3 +290,23 @@ class Unopened(Length):
 
     def open(self) -> Any:
         raise OSError("weights.onnx is no model")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Service(RowStage):
+    """Something far away that answers while a flag file is there, and refuses every row otherwise."""
+
+    flag: str = tuning_option("")
+
+    def reads(self) -> tuple[str, ...]:
+        return ("caption",)
+
+    def writes(self) -> pa.Schema:
+        return pa.schema([KEEP, REASON])
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        up = Path(self.flag).exists()
+        return pa.table(
+            decision(None if up else error("tiny", "refused") for _ in range(len(batch))),
+            schema=self.writes(),
+        )

@@ -13,7 +13,7 @@ def test_paths_are_the_contract_s() -> None:
     pool = parts.Pool("/p")
     assert pool.description_path == "/p/pool.json"
     assert pool.rows_path(3) == "/p/rows/part-00003.parquet"
-    assert pool.images_path("abcdef0123456789", 3) == "/p/images/abcdef01/part-00003.tar"
+    assert pool.images_path("abcdef0123456789", 3) == "/p/images/abcdef0123456789/part-00003.tar"
     assert (
         pool.columns_path("score.x", "abcdef0123456789", 0)
         == "/p/columns/score.x-abcdef01/part-00000.parquet"

@@ -86,3 +86,20 @@ def test_captions_of_keeps_the_alt_text_first() -> None:
         shards.sample_json({"captions": [{"text": "b", "writer": "w"}, {"text": ""}]})
     )
     assert shards.captions_of("a", record) == ["a", "b"]
+
+
+@pytest.mark.parametrize(
+    "odd", ["hello", ["one", 3, None, {"text": 4}, {"text": "two"}], {"text": "x"}, 7, None]
+)
+def test_captions_of_foreign_records(odd: object) -> None:
+    expected = ["a", "one", "two"] if isinstance(odd, list) else ["a"]
+    assert shards.captions_of("a", {"captions": odd}) == expected
+
+
+def test_tars_of_one_name_in_several_folders_stay_apart(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder)
+    pattern = str(tmp_path / "*" / "*.tar")
+    assert list(shards.tar_names(pattern)) == ["x/00000.tar", "y/00000.tar"]
+    assert set(shards.load_index(pattern)["shard"].to_pylist()) == {"x/00000.tar", "y/00000.tar"}

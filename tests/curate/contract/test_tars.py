@@ -84,3 +84,12 @@ def test_no_name_longer_than_ustar_allows() -> None:
 )  # fmt: skip
 def test_the_extension_comes_from_the_bytes(data: bytes, extension: str) -> None:
     assert tars.image_extension(data) == extension
+
+
+@pytest.mark.parametrize("size", [1 << 62, -5])
+def test_a_header_that_claims_an_absurd_size_is_named(size: int) -> None:
+    info = tarfile.TarInfo("a.jpg")
+    info.size = size
+    header = info.tobuf(tarfile.GNU_FORMAT)
+    with pytest.raises(tars.TarDamage, match="bad header at byte 0"):
+        list(tars.walk(io.BytesIO(header + b"x" * 512), "s.tar"))

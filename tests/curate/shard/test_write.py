@@ -36,15 +36,16 @@ def table(count: int) -> pa.Table:
 
 
 def write(folder: Path, samples: pa.Table, rows_per_part: int, stage: Write) -> list[Path]:
-    packed, histogram = [], Counter()
+    packed: list[tuple[str, str]] = []
+    histogram: Counter[int] = Counter()
     for number, start in enumerate(range(0, len(samples), rows_per_part)):
         paths = (str(folder / f"b{number}"), str(folder / f"i{number}"))
         histogram.update(stage.pack(samples.slice(start, rows_per_part), *paths))
         packed.append(paths)
     written = []
-    for number in range(stage.shard_count(len(samples))):
+    for number, piece in enumerate(stage.slices(histogram)):
         path = folder / shards.shard_name(number)
-        index = stage.assemble(number, packed, dict(histogram), str(path))
+        index = stage.assemble(piece, packed, str(path))
         assert index.equals(shards.index_tar(str(path)))
         written.append(path)
     return written
@@ -93,3 +94,12 @@ def test_png_pictures_keep_their_format() -> None:
 def test_a_shard_of_no_samples_is_refused() -> None:
     with pytest.raises(ValueError, match="hint: at least 1"):
         Write(samples_per_shard=0).check()
+
+
+def test_more_parts_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curate.shard.write._OPEN_FILES", 2)
+    (tmp_path / "few").mkdir()
+    (tmp_path / "many").mkdir()
+    stage = Write(samples_per_shard=7)
+    few = [path.read_bytes() for path in write(tmp_path / "few", table(30), 30, stage)]
+    assert [path.read_bytes() for path in write(tmp_path / "many", table(30), 3, stage)] == few

@@ -257,3 +257,28 @@ def test_any_damage_gives_rows_and_never_an_exception(tmp_path: Path) -> None:
         assert at in ([], [len(rows) - 1])
         noticed += bool(at)
     assert noticed > 10, "the damage hit no header"
+
+
+def test_names_with_dots_are_rows_too(tmp_path: Path) -> None:
+    from tests.conformance.examples import picture
+
+    members = [
+        ("IMG.2020.jpg", picture(1)),
+        ("IMG.2020.txt", b"a dog"),
+        ("b.jpg", picture(2)),
+        ("b.txt", b"a cat"),
+    ]
+    (tmp_path / "x.tar").write_bytes(
+        b"".join(tars.member(*member) for member in members) + tars.END
+    )
+    source = ImageTars(path=str(tmp_path / "x.tar"))
+    rows = [
+        row
+        for part in source.parts()
+        for table in source.produce(part)
+        for row in table.to_pylist()
+    ]
+    assert [(row["url"], row["caption"], row["keep"]) for row in rows] == [
+        ("x.tar/IMG.2020", "a dog", True),
+        ("x.tar/b", "a cat", True),
+    ]
