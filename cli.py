@@ -37,9 +37,15 @@ class _Group(click.Group):
         except (RecipeError, RunFailed) as fault:
             click.echo(f"error: {fault}", err=True)
             ctx.exit(fault.exit_code)
+        except (OSError, ImportError) as fault:
+            # A full disk, a folder that became unreadable, a package that is not installed.
+            where = getattr(fault, "filename", None)
+            what = getattr(fault, "strerror", None) or fault
+            click.echo(f"error: {f'{where}: ' if where else ''}{what}", err=True)
+            ctx.exit(1)
         except Stopped as stop:
             click.echo(
-                "stopped. Everything committed is kept: the same command goes on from there.",
+                "stopped. Everything committed is kept: the same command goes on from there (train: with --resume).",
                 err=True,
             )
             ctx.exit(stop.exit_code)

@@ -75,6 +75,7 @@ class Stage:
 
     version: ClassVar[int] = 1  # raise it when equal options give different output
     resources: ClassVar[Resources] = Resources()
+    cures: ClassVar[Mapping[str, str]] = {}  # kind of error -> what a user can do about it
 
     def reads(self) -> tuple[str, ...]:
         """Columns this stage needs. The plan checks that something above provides each."""

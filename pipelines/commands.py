@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 import json
+import sys
 from collections.abc import Sequence
 from typing import Any
 
 from curate.contract import storage
-from pipelines import components, recipe, sharding
+from pipelines import components, preflight, recipe, sharding
 from pipelines.errors import RecipeError, did_you_mean, split_hint
 from pipelines.plan import CurationPlan, plan_curation
 from pipelines.recipe import Recipe
@@ -25,6 +27,7 @@ def check(name: str, overrides: Sequence[str] = ()) -> str:
             f"curate: {slices} parts of {planned.source.use}, {len(planned.stages)} stages, {len(planned.steps)} steps"
         )
     if loaded.train is not None:
+        preflight.check_training(loaded)
         phases = loaded.train.phase
         told.append(
             f"train: {loaded.train.model}, {len(phases)} phases, {sum(p.samples for p in phases):,} samples"
@@ -49,20 +52,21 @@ def plan(name: str, overrides: Sequence[str] = ()) -> str:
 
 def show(what: str, overrides: Sequence[str] = ()) -> str:
     """A recipe resolved, as TOML; or a component's summary and options."""
-    try:
+    kind = next((kind for kind in components.KINDS if what in components.found(kind)), None)
+    if kind is None:
+        uses = [use for one in components.KINDS for use in components.found(one)]
+        near = difflib.get_close_matches(what, uses, n=1, cutoff=0.75)
+        if near and "." in what and not what.endswith(".toml"):
+            raise RecipeError(
+                f"show {what}", "no such component or recipe", f"did you mean {near[0]!r}?"
+            )
         return recipe.to_toml(recipe.load(what, overrides)).rstrip()
-    except RecipeError:
-        kind = next((kind for kind in components.KINDS if what in components.found(kind)), None)
-        if kind is None:
-            raise
     description = components.describe(kind, what)
     lines = [f"{what}  ({kind})", f"  {description.summary}"]
     for option in description.options:
-        kind_name = getattr(option.annotation, "__name__", str(option.annotation or "")).replace(
-            "typing.", ""
-        )
         default = "required" if option.default is components.REQUIRED else f"= {option.default!r}"
-        lines.append(f"  {option.name:28s} {kind_name:12s} {default}")
+        words = components.type_name(option.annotation) if option.annotation is not None else ""
+        lines.append(f"  {option.name:28s} {default:24s} {words}")
     return "\n".join(lines)
 
 
@@ -91,6 +95,12 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
 
     planned = plan_curation(recipe.load(name, overrides))
     _slices(planned)
+    sharding.check_folder(planned)
+    for where, folder in (
+        ("curate.pool", planned.pool_root),
+        ("curate.shards", planned.shards_root),
+    ):
+        writable(where, folder)
     shown = progress.for_stream()
     try:
         if local:
@@ -100,8 +110,6 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
         else:
             from pipelines import run_ray
 
-            sharding.check_folder(planned)
-            curation.check_pool(planned)
             shown.say("starting Ray" if not address else f"joining Ray at {address}")
             with run_ray.connected(address, workers) as runner:
                 outcome = curation.run(planned, runner, shown)
@@ -111,6 +119,15 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
     manifest = outcome.manifest
     told = {key: manifest[key] for key in ("recipe", "rows_in", "kept", "shards", "fingerprint")}
     return json.dumps({**told, "folder": planned.shards_root, "report": page}, ensure_ascii=False)
+
+
+def writable(where: str, folder: str) -> None:
+    """Raise RecipeError for a folder that nothing can be written to."""
+    try:
+        storage.prepare(folder)
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError(where, what, hint) from fault
 
 
 def train(
@@ -139,7 +156,12 @@ def report(name: str, overrides: Sequence[str]) -> str:
     pages: list[str] = []
     if loaded.curate is not None:
         planned = plan_curation(loaded)
-        if sharding.check_folder(planned) is not None:
+        found = sharding.manifest_of(planned.shards_root)
+        if found is not None and found.get("recipe") == loaded.name:
+            if found.get("fingerprint") != planned.shard.fingerprint:
+                _note(
+                    f"{planned.shards_root} holds shards of another version of this recipe; the page is about those"
+                )
             pages.append(written.curation(planned.shards_root, _entry_texts(planned)))
     if loaded.train is not None and storage.exists(storage.join(loaded.train.out, "metrics.jsonl")):
         pages.append(written.training(loaded.train.out, loaded.name))
@@ -150,6 +172,10 @@ def report(name: str, overrides: Sequence[str]) -> str:
             "run `clip-pipe curate` first",
         )
     return "\n".join(pages)
+
+
+def _note(text: str) -> None:
+    print(f"note: {text}", file=sys.stderr, flush=True)
 
 
 def _slices(planned: CurationPlan) -> int:
@@ -202,7 +228,7 @@ def _plan_lines(planned: CurationPlan) -> list[str]:
                 f"          {stage.name:28s} {stage.fingerprint[:8]}  {state:18s} {_options(stage.options)}"
             )
     lines.append(
-        f"shard     {planned.shard.use}  {planned.shard.fingerprint[:8]}  {_options(planned.shard.options)}"
+        f"shard     {'done ' if done_shards else 'to do'} {planned.shard.use}  {planned.shard.fingerprint[:8]}  {_options(planned.shard.options)}"
     )
     return lines
 

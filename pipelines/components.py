@@ -192,8 +192,32 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
             return origin(coerce(entry, item, f"{where}.{n}") for n, entry in enumerate(value))
     elif _fits(value, annotation):
         return float(value) if annotation is float else value
-    name = getattr(annotation, "__name__", str(annotation)) if origin is None else str(annotation)
-    raise RecipeError(where, f"found {value!r} ({type(value).__name__}), expected {name}")
+    raise RecipeError(
+        where, f"found {value!r} ({type(value).__name__})", f"expected {type_name(annotation)}"
+    )
+
+
+def type_name(annotation: Any) -> str:
+    """A type in a recipe writer's words: `a list of texts, such as ["a", "b"]`."""
+    simple = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "nothing",
+    }
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation in simple:
+        return simple[annotation]
+    if origin is typing.Literal:
+        return "one of " + ", ".join(map(repr, arguments))
+    if origin in (tuple, list):
+        return {str: 'a list of texts, such as ["a", "b"]'}.get(
+            arguments[0], "a list, such as [1, 2]"
+        )
+    if arguments:
+        return " or ".join(type_name(choice) for choice in arguments if choice is not type(None))
+    return getattr(annotation, "__name__", str(annotation))
 
 
 def _fits(value: Any, kind: Any) -> bool:

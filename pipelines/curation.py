@@ -129,7 +129,7 @@ def _ingest(plan: CurationPlan, runner: Runner, progress: Progress) -> int:
     stats = [
         parts.read_stats(part.sidecar(plan, plan.source, number)) for number in range(len(slices))
     ]
-    _end_stage(plan, plan.source, stats, progress)
+    _end_stage(plan, plan.source, stats, progress, before=not missing)
     return len(slices)
 
 
@@ -141,6 +141,7 @@ def _rows_step(
     todo = [
         n for n in range(count) if not all(part.is_done(plan, planned, n) for planned in stages)
     ]
+    fresh = {i for i in step.stages if parts_done(plan, plan.stages[i], count) < count}
     seen: dict[int, list[dict[str, Any]]] = {index: [] for index in step.stages}
     for number in sorted(set(range(count)) - set(todo)):
         progress.advance()
@@ -159,7 +160,7 @@ def _rows_step(
             seen[index].append(result[index])
             _check_errors(plan, plan.stages[index], seen[index], at_least=_EARLY_STOP_ROWS)
     for index in step.stages:
-        _end_stage(plan, plan.stages[index], seen[index], progress)
+        _end_stage(plan, plan.stages[index], seen[index], progress, before=index not in fresh)
 
 
 def _global_step(
@@ -168,7 +169,8 @@ def _global_step(
     index = step.stages[0]
     planned = plan.stages[index]
     progress.start(planned.name, count)
-    if parts_done(plan, planned, count) < count:
+    before = parts_done(plan, planned, count) == count
+    if not before:
         rows = sum(parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(count))
         buckets = global_step.bucket_count(planned, rows)
         resources = planned.stage.resources
@@ -193,7 +195,7 @@ def _global_step(
             progress.advance()
     global_step.forget(plan, planned)
     stats = [parts.read_stats(part.sidecar(plan, planned, number)) for number in range(count)]
-    _end_stage(plan, planned, stats, progress)
+    _end_stage(plan, planned, stats, progress, before=before)
 
 
 def _shard(plan: CurationPlan, count: int, runner: Runner, progress: Progress) -> dict[str, Any]:
@@ -243,9 +245,16 @@ def _joined(resources: Sequence[Resources]) -> Resources:
 
 
 def _end_stage(
-    plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]], progress: Progress
+    plan: CurationPlan,
+    planned: Planned,
+    stats: list[dict[str, Any]],
+    progress: Progress,
+    before: bool,
 ) -> None:
-    """Judge the errors, write the stage's manifest, tell what came of the rows."""
+    """Judge the errors, write the stage's manifest, tell what came of the rows.
+
+    ``before``: all of it was committed by an earlier run.
+    """
     _check_errors(plan, planned, stats, at_least=0)
     refused: Counter[str] = Counter()
     for entry in stats:
@@ -268,9 +277,8 @@ def _end_stage(
     folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
     storage.write_text(storage.join(folder, "manifest.json"), manifest.to_json())
     reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common(6))
-    progress.finish_stage(
-        planned.name, f"{rows_in} rows, {manifest.kept} kept" + (f" ({reasons})" if reasons else "")
-    )
+    told = f"{rows_in} rows, {manifest.kept} kept" + (f" ({reasons})" if reasons else "")
+    progress.finish_stage(planned.name, told + (", done before" if before else ""))
 
 
 def _check_errors(
@@ -290,10 +298,16 @@ def _check_errors(
     again = _forget_dead_parts(plan, planned, stats)
     raise RunFailed(
         f"{planned.name}: {failed} of {rows_in} rows failed, more than max_error_frac = {plan.max_error_frac}; "
-        f"most often {worst} ({count} rows)\nhint: mend the cause, or raise curate.max_error_frac. "
+        f"most often {worst} ({count} rows)\nhint: {_cure(planned, worst)}mend the cause, or raise curate.max_error_frac. "
         f"The same command tries {again} of the {len(stats)} parts seen again (those in which no row went well); "
         f"to try all of them again, delete {plan.pool.columns_folder(planned.use, planned.fingerprint)}"
     )
+
+
+def _cure(planned: Planned, reason: str) -> str:
+    """What the stage itself advises for a kind of error."""
+    kind = reason.removeprefix(f"error.{planned.use}.")
+    return f"{planned.stage.cures[kind]}, " if kind in planned.stage.cures else ""
 
 
 def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]]) -> int:

@@ -12,13 +12,14 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
-from pipelines import components, recipe
+from pipelines import components, preflight, recipe
 from pipelines.components import Component
 from pipelines.errors import RecipeError, RunFailed, Stopped, split_hint
 from pipelines.recipe import Recipe
@@ -34,7 +35,7 @@ def train(
 ) -> str:
     """Run or launch a training; one JSON line from rank 0. Raises RecipeError before any work."""
     loaded = recipe.load(name, overrides)
-    settings = checked(loaded, resume)
+    settings = preflight.checked(loaded, resume)
     world = ray_workers or nproc
     for number, phase in enumerate(settings.phase):
         if phase.global_batch % world:
@@ -56,44 +57,6 @@ def train(
 
     page = written.training(settings.out, loaded.name)
     return json.dumps({"recipe": loaded.name, **result, "report": page}, ensure_ascii=False)
-
-
-def checked(loaded: Recipe, resume: bool) -> TrainSettings:
-    """The recipe's train settings, after the checks that need no torch. Raises RecipeError."""
-    if loaded.train is None:
-        raise RecipeError(
-            loaded.path, "no [train] table", "this recipe only curates: use `clip-pipe curate`"
-        )
-    for source in loaded.train.shards:
-        data_hash_of(source.path)
-    if loaded.train.pretrained and not storage.exists(loaded.train.pretrained):
-        raise RecipeError(
-            f"train.pretrained = {loaded.train.pretrained!r}", "no such file",
-            "the path of weights saved by open_clip or by clip-pipe",
-        )  # fmt: skip
-    started = storage.exists(storage.join(loaded.train.out, "metrics.jsonl"))
-    if started and not resume:
-        raise RecipeError(
-            f"train.out = {loaded.train.out!r}",
-            "the folder holds a run already",
-            "add --resume to go on with it, or name another folder",
-        )
-    return loaded.train
-
-
-def data_hash_of(path: str) -> str:
-    """What a checkpoint says it was trained on: the shards' fingerprint, or a hash of tar names and sizes."""
-    from curate.contract import shards
-
-    manifest = storage.join(path, "manifest.json")
-    try:
-        found = shards.list_tars(path)
-        if storage.exists(manifest):
-            return json.loads(storage.read_text(manifest))["fingerprint"]
-        return fingerprint([(name.rsplit("/", 1)[-1], storage.size_bytes(name)) for name in found])
-    except ValueError as fault:
-        what, hint = split_hint(str(fault))
-        raise RecipeError("train.shards", what, hint) from fault
 
 
 def built(settings: TrainSettings, seed: int) -> TrainSettings:
@@ -121,7 +84,7 @@ def run_rank(
     from pretrain.loop import train as loop
 
     assert loaded.train is not None
-    data_hash = fingerprint([data_hash_of(source.path) for source in loaded.train.shards])
+    data_hash = fingerprint([preflight.data_hash_of(source.path) for source in loaded.train.shards])
     try:
         result = loop.run(
             built(loaded.train, loaded.seed),
@@ -138,7 +101,7 @@ def run_rank(
         what, hint = split_hint(str(fault))
         raise RecipeError("train", what, hint) from fault
     if result.interrupted:
-        raise Stopped(signal.SIGTERM)
+        raise Stopped(result.signal_number or signal.SIGTERM)
     return {
         "checkpoint": str(result.checkpoint),
         "samples_seen": result.samples_seen,
@@ -253,18 +216,46 @@ def _torchrun(name: str, overrides: Sequence[str], nproc: int, resume: bool) -> 
     arguments += ["--resume"] if resume else []
     threads = max(1, (os.cpu_count() or 1) // nproc)
     environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.PIPE, text=True)
+    # A session of its own: Ctrl-C reaches us alone, and we pass it on once, as SIGTERM.
+    process = subprocess.Popen(
+        arguments,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    pump = _Pump(process.stderr)
     try:
-        out, _ = process.communicate()
+        out = process.stdout.read() if process.stdout else ""
+        process.wait()
     except Stopped as stop:
+        pump.quiet = True  # torchrun's tracebacks about the signal that it was sent
         process.terminate()
         process.wait()
         raise stop
+    finally:
+        pump.join()
     if process.returncode:
         raise RunFailed(
             f"torchrun ended with code {process.returncode}; the ranks' messages are above\nhint: --resume goes on from the last checkpoint"
         )
     return out.strip()
+
+
+class _Pump(threading.Thread):
+    """Passes a process's stderr on as it comes, until told to be quiet."""
+
+    def __init__(self, stream: IO[str] | None) -> None:
+        super().__init__(daemon=True)
+        self.stream, self.quiet = stream, False
+        self.start()
+
+    def run(self) -> None:
+        for line in self.stream or ():
+            if not self.quiet:
+                sys.stderr.write(line)
+                sys.stderr.flush()
 
 
 def _say(line: dict[str, Any]) -> None:

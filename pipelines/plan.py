@@ -100,6 +100,12 @@ def plan_curation(recipe: Recipe) -> CurationPlan:
             recipe.path, "no [curate] table", "this recipe only trains: use `clip-pipe train`"
         )
     curate = recipe.curate
+    for where, folder in (("curate.pool", curate.pool), ("curate.shards", curate.shards)):
+        try:
+            storage.exists(folder)
+        except ValueError as fault:
+            what, hint = split_hint(str(fault))
+            raise RecipeError(where, what, hint) from fault
     source = _planned(recipe, curate.source, "source", SourceStage, ())
     planned: list[Planned] = [source]
     for component in _with_pair_duplicates(curate.stage):

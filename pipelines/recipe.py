@@ -90,6 +90,8 @@ def from_data(data: dict[str, Any], path: str) -> Recipe:
     known = {"name", "paper", "seed", "curate", "train", "evaluate"}
     _refuse_unknown(data, known, path)
     _require(data, ["name"], path)
+    if "curate" not in data and "train" not in data:
+        raise RecipeError(path, "there is nothing to do", "add a [curate] or a [train] table")
     curate = _curate(data["curate"], path) if "curate" in data else None
     train = (
         _dataclass(TrainSettings, data["train"], f"{path}: train", _train_fields(path))
@@ -193,9 +195,17 @@ def _curate(data: Any, path: str) -> CuratePlan:
     if not isinstance(shard, dict):
         raise RecipeError(f"{where}.shard", f"found {shard!r}, expected a table")
     shard = {"use": "shard.write", **shard}
+    pool = storage.absolute(components.coerce(data["pool"], str, f"{where}.pool"))
+    shards = storage.absolute(components.coerce(data["shards"], str, f"{where}.shards"))
+    if f"{shards}/".startswith(f"{pool}/") or f"{pool}/".startswith(f"{shards}/"):
+        raise RecipeError(
+            where,
+            f"pool = {pool!r} and shards = {shards!r} lie in one another",
+            "name two folders side by side",
+        )
     return CuratePlan(
-        pool=storage.absolute(components.coerce(data["pool"], str, f"{where}.pool")),
-        shards=storage.absolute(components.coerce(data["shards"], str, f"{where}.shards")),
+        pool=pool,
+        shards=shards,
         max_error_frac=frac,
         source=_component(data["source"], "source", f"{where}.source"),
         stage=_components(data.get("stage", []), "stage", f"{where}.stage"),

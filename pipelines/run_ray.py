@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -24,6 +25,8 @@ from pipelines.recipe import Recipe
 _RETRIES = 3
 _WINDOW_PER_CPU = 2
 _ROOT = Path(__file__).resolve().parent.parent
+_POLL_S = 0.25  # how soon a signal is obeyed
+_ANSWER_S = 10.0  # how long a cluster may take to accept a connection
 _STOP_FILE = ".stop"
 _TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 _PACKAGES = ("curate", "pretrain", "pipelines")
@@ -32,8 +35,9 @@ _PACKAGES = ("curate", "pretrain", "pipelines")
 class RayRunner:
     """Calls worker functions as Ray tasks. Made by :func:`connected`."""
 
-    def __init__(self, ray: Any) -> None:
+    def __init__(self, ray: Any, signals: _Signals) -> None:
         self._ray = ray
+        self._signals = signals
         self._plans: dict[int, Any] = {}
 
     def map(
@@ -63,7 +67,8 @@ class RayRunner:
                         break
                 if not running:
                     return
-                done, _ = ray.wait(list(running), num_returns=1)
+                self._signals.obey()
+                done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
                 for reference in done:
                     yield running.pop(reference), self._result(reference)
         finally:
@@ -103,26 +108,48 @@ def connected(address: str = "", workers: int = 0) -> Iterator[RayRunner]:
     import ray
 
     started = not ray.is_initialized()
-    if started:
-        with _own_signals():
-            _start(ray, address, workers)
+    signals = _Signals()
     try:
-        yield RayRunner(ray)
+        if started:
+            _start(ray, address, workers)
+        signals.listen()  # after ray.init, which takes SIGTERM for itself
+        yield RayRunner(ray, signals)
     finally:
         if started:
             ray.shutdown()
+        signals.restore()
 
 
-@contextmanager
-def _own_signals() -> Iterator[None]:
-    """`ray.init` takes SIGTERM for itself; the handlers that were there are put back."""
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        if threading.current_thread() is threading.main_thread():
-            for number, handler in before.items():
-                signal.signal(number, handler)
+class _Signals:
+    """SIGINT and SIGTERM as a note that the runner reads between two waits.
+
+    An exception out of a handler would come up inside Ray's own code, which turns it into another.
+    """
+
+    def __init__(self) -> None:
+        self._is_main = threading.current_thread() is threading.main_thread()
+        self._before = {
+            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        self._noted = 0
+
+    def listen(self) -> None:
+        for number in self._before if self._is_main else ():
+            signal.signal(number, self._note)
+
+    def restore(self) -> None:
+        for number, handler in self._before.items() if self._is_main else ():
+            signal.signal(number, handler)
+
+    def obey(self) -> None:
+        """Raise Stopped if a signal came."""
+        if self._noted:
+            raise Stopped(self._noted)
+
+    def _note(self, number: int, frame: Any) -> None:
+        if self._noted:
+            raise Stopped(number)  # a second one does not wait
+        self._noted = number
 
 
 def _use_token() -> None:
@@ -159,6 +186,7 @@ def _start(ray: Any, address: str, workers: int) -> None:
             **common,
         )
         return
+    _refuse_silent(address)
     # A job submitted with --working-dir has the packages already; another driver brings them along.
     inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
     modules = (
@@ -175,6 +203,20 @@ def _start(ray: Any, address: str, workers: int) -> None:
             "start one with `ray start --head`, or leave --address out to use this machine; "
             "a cluster with a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
         ) from fault
+
+
+def _refuse_silent(address: str) -> None:
+    """Raise RecipeError where nothing listens at a host:port: Ray itself would ask on for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not port.isdigit():
+        return  # "auto": Ray knows where
+    try:
+        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
+    except OSError as fault:
+        raise RecipeError(
+            f"--address {address}", f"no Ray cluster answers: {fault}",
+            "start one with `ray start --head`, or leave --address out to use this machine",
+        ) from fault  # fmt: skip
 
 
 def train(loaded: Recipe, workers: int, address: str) -> dict[str, Any]:

@@ -50,6 +50,12 @@ def check_folder(plan: CurationPlan) -> dict[str, Any] | None:
     return None
 
 
+def manifest_of(root: str) -> dict[str, Any] | None:
+    """The manifest of a shards folder, whatever recipe made it; None where there is none."""
+    path = storage.join(root, "manifest.json")
+    return _read_json(path) if storage.exists(path) else None
+
+
 def _read_json(path: str) -> dict[str, Any]:
     try:
         return storage.read_json(path, "curate.shards")

@@ -88,6 +88,19 @@ def test_check_plan_and_report(tmp_path: Path) -> None:
         ),
         (["train", "{r}"], "no [train] table"),
         (["eval", "{r}"], "no [[evaluate]] table"),
+        (["show", "score.text_regoins"], "did you mean 'score.text_regions'?"),
+        (
+            ["check", "{r}", "--set", "curate.stage.0.dead=[1]"],
+            "found [1] (list)\nhint: expected a text",
+        ),
+        (["check", "{r}", "--set", "curate.pool=s9://x/y"], "curate.pool: s9://x/y"),
+        (
+            ["check", "{r}", "--set", "curate.shards={d}/pool/shards"],
+            "lie in one another\nhint: name two folders side by side",
+        ),
+        (["curate", "{r}", "--local", "--set", "curate.pool=/proc/x/pool"], "can't be written"),
+        (["curate", "{r}", "--local", "--set", "curate.shards={r}"], "error: curate.shards"),
+        (["curate", "{r}", "--address", "127.0.0.1:1"], "no Ray cluster answers"),
         (["show", "clip_b23"], "did you mean 'clip_b32'?"),
         (["list", "filtre"], "no such kind"),
     ],
@@ -96,9 +109,11 @@ def test_wrong_input_exits_2_with_a_hint(
     tmp_path: Path, arguments: list[str], message: str
 ) -> None:
     path = str(toml(tmp_path))
-    code, out, err = invoke(*(word.replace("{r}", path) for word in arguments))
+    code, out, err = invoke(
+        *(word.replace("{r}", path).replace("{d}", str(tmp_path)) for word in arguments)
+    )
     assert (code, out) == (2, "")
-    assert err.startswith("error: ")
+    assert "error: " in err
     assert message in err
     assert not (tmp_path / "pool").exists()
 

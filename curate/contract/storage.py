@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -25,6 +26,32 @@ def is_url(path: str) -> bool:
     return "://" in path
 
 
+def _filesystem(path: str) -> tuple[Any, str]:
+    """(filesystem, path inside it). Raises ValueError for a protocol that can't be used here."""
+    try:
+        return fsspec.core.url_to_fs(path)
+    except (ImportError, ValueError) as fault:
+        protocol = path.partition("://")[0]
+        raise ValueError(
+            f"{path}: {fault}. hint: {protocol}:// needs a package of its own for fsspec, such as s3fs for s3://"
+        ) from fault
+
+
+def prepare(folder: str) -> None:
+    """Make a folder, or find out before any work that nothing can be written there. Raises ValueError."""
+    if is_url(folder):
+        _filesystem(folder)
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as fault:
+        raise ValueError(
+            f"{folder}: can't be written: {fault.strerror or fault}. hint: name another folder"
+        ) from fault
+
+
 def absolute(path: str) -> str:
     """The path with ``~`` and the current folder resolved; URLs unchanged."""
     return path if is_url(path) else os.path.abspath(os.path.expanduser(path))
@@ -37,13 +64,13 @@ def join(root: str, *names: str) -> str:
 def exists(path: str) -> bool:
     if not is_url(path):
         return os.path.exists(path)
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _filesystem(path)
     return bool(fs.exists(inner))
 
 
 def glob(pattern: str) -> list[str]:
     """Sorted matches of a pattern, local or remote, each usable with ``open_file``."""
-    fs, inner = fsspec.core.url_to_fs(pattern)
+    fs, inner = _filesystem(pattern)
     found = sorted(str(path) for path in fs.glob(inner))
     return [fs.unstrip_protocol(path) for path in found] if is_url(pattern) else found
 
@@ -51,7 +78,7 @@ def glob(pattern: str) -> list[str]:
 def size_bytes(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _filesystem(path)
     return int(fs.size(inner))
 
 
@@ -59,7 +86,7 @@ def modified(path: str) -> str:
     """The time a file was last changed, as text; '' where the filesystem does not tell."""
     if not is_url(path):
         return str(os.stat(path).st_mtime_ns)
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _filesystem(path)
     info = fs.info(inner)
     return str(
         next((info[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in info), "")
@@ -69,7 +96,7 @@ def modified(path: str) -> str:
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     if not is_url(path):
         return open(path, mode)
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _filesystem(path)
     return fs.open(inner, mode)
 
 
@@ -108,13 +135,13 @@ def _is_abandoned(path: str) -> bool:
 
 
 def _listed(folder: str) -> list[str]:
-    fs, inner = fsspec.core.url_to_fs(folder)
+    fs, inner = _filesystem(folder)
     return [str(path) for path in fs.ls(inner, detail=False)]
 
 
 def remove(path: str) -> None:
     """Delete a file or a folder with all it holds; nothing happens if it is not there."""
-    fs, inner = fsspec.core.url_to_fs(path)
+    fs, inner = _filesystem(path)
     if fs.exists(inner):
         fs.rm(inner, recursive=True)
 
@@ -123,7 +150,7 @@ def remove(path: str) -> None:
 def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under ``path`` only if the block ends without an exception."""
     if is_url(path):
-        fs, inner = fsspec.core.url_to_fs(path)
+        fs, inner = _filesystem(path)
         fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
         with fs.transaction, fs.open(inner, mode) as file:
             yield file

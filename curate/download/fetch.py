@@ -32,6 +32,7 @@ other               none of these; the message says what
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -61,6 +62,11 @@ _OUTCOME = (
 class Fetch(RowStage):
     """Writes img2dataset's columns, ``image`` (encoded; null where refused), ``keep`` and ``reason``."""
 
+    cures: ClassVar[Mapping[str, str]] = {
+        "forbidden_address": "name the host in `allow_hosts` if it is yours",
+        "refused": "start the server",
+        "timeout": "raise `timeout` or `retries`, or lower `thread_count`",
+    }
     batch_rows: ClassVar[int] = 512  # one window of URLs: a slow one delays at most these
 
     image_size: int = 256  # px; of the short side in keep_ratio

@@ -158,6 +158,6 @@ def _unknown_label(label: str, names: Sequence[str]) -> str:
     hint = (
         f"did the set mean {near[0]!r}?"
         if near
-        else "choose the set that belongs to this data, or name the class in `ignore`"
+        else "choose the set that belongs to this data, or list the class under `ignore` in the set's .toml"
     )
     return f"class {label!r} is not among the {len(names):,} classnames of the set. hint: {hint}"

@@ -14,6 +14,7 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.asked = False
+        self.number = 0  # of the signal
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def caught() -> Iterator[Interrupt]:
     before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def handle(number: int, _: FrameType | None) -> None:
-        interrupt.asked = True
+        interrupt.asked, interrupt.number = True, number
         signal.signal(number, before[signal.Signals(number)])
 
     for number in before:

@@ -38,6 +38,7 @@ class TrainResult:
     samples_seen: int
     metrics: str
     interrupted: bool = False
+    signal_number: int = 0
     bad: dict[str, int] = field(default_factory=dict)
 
 
@@ -88,7 +89,12 @@ def run(
         last = number == len(settings.phase) - 1 and cursor.samples_seen >= phase_end(cursor, phase)
         world.gather(None)  # no rank leaves before the checkpoint is there
         return TrainResult(
-            path, cursor.samples_seen, job.log.path, stopped and not last, cursor.bad
+            path,
+            cursor.samples_seen,
+            job.log.path,
+            stopped and not last,
+            interrupt.number,
+            cursor.bad,
         )
 
 

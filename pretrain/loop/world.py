@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -41,7 +42,12 @@ class World:
         if self.size == 1 or not any(p.requires_grad for p in encoder.parameters()):
             return encoder
         ids = [self.device] if self.device.type == "cuda" else None
-        return nn.parallel.DistributedDataParallel(encoder, device_ids=ids, broadcast_buffers=False)
+        with warnings.catch_warnings():
+            # Newer torch has another word for it, which the oldest we support does not know.
+            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
+            return nn.parallel.DistributedDataParallel(
+                encoder, device_ids=ids, broadcast_buffers=False
+            )
 
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Mean over ranks of gradients that stand outside DDP. A missing one counts as zero."""

@@ -97,16 +97,6 @@ def test_what_is_wrong_is_said_before_any_work(shards: str, tmp_path: Path) -> N
     assert list((tmp_path / "out").iterdir()) == [tmp_path / "out" / "metrics.jsonl"]
 
 
-def test_the_data_hash_is_the_shards_fingerprint_or_made_of_foreign_tars(
-    shards: str, tmp_path: Path
-) -> None:
-    assert launch.data_hash_of(shards) == launch.data_hash_of(shards)
-    first = launch.data_hash_of(shards)
-    (Path(shards) / "manifest.json").write_text(json.dumps({"fingerprint": "abc"}))
-    assert first != launch.data_hash_of(shards) == "abc"
-    (Path(shards) / "manifest.json").unlink()
-
-
 def test_train_twice_as_long_by_resume_and_evaluate(shards: str, tmp_path: Path) -> None:
     out = tmp_path / "out"
     content = data(shards, out)
@@ -153,3 +143,29 @@ def test_two_ranks_by_torchrun_see_the_batches_of_one(shards: str, tmp_path: Pat
         assert json.loads(done.stdout)["samples_seen"] == 48
         found.append(losses(out))
     assert found[1] == pytest.approx(found[0], rel=2e-4)
+
+
+def test_another_run_s_checkpoint_leaves_this_run_s_figures_alone(
+    shards: str, tmp_path: Path
+) -> None:
+    paths = {}
+    for name in ("a", "b"):
+        content = {
+            **data(shards, tmp_path / name),
+            "evaluate": [{"use": "retrieval", "name": "r", "path": shards}],
+        }
+        loaded = recipe.from_data(content, "x")
+        paths[name] = launch.run_rank(loaded, resume=False, progress=lambda line: None)[
+            "checkpoint"
+        ]
+    figures = launch.run_evaluations(loaded, paths["b"])
+    metrics = tmp_path / "b" / "metrics.jsonl"
+    last = json.loads(metrics.read_text().splitlines()[-1])
+    assert (last["eval"], last["checkpoint"], last["samples_seen"]) == (
+        "r",
+        Path(paths["b"]).name,
+        48,
+    )
+    before = metrics.read_text()
+    assert launch.run_evaluations(loaded, paths["a"]).keys() == figures.keys()
+    assert metrics.read_text() == before

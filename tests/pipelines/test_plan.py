@@ -119,11 +119,19 @@ def test_a_component_may_stand_twice(curate_recipe: Callable[..., Any]) -> None:
     assert [stage.name for stage in plan.stages[2:]] == ["filter.threshold", "filter.threshold#2"]
 
 
-def test_no_curate_table(curate_recipe: Callable[..., Any]) -> None:
+def test_no_curate_table() -> None:
     from pipelines import recipe
 
+    train = {
+        "model": "vit_tiny_64",
+        "out": "o",
+        "shards": "s",
+        "phase": [{"samples": 1, "global_batch": 1}],
+    }
     with pytest.raises(RecipeError, match=r"no \[curate\] table\nhint: this recipe only trains"):
-        plan_curation(recipe.from_data({"name": "x"}, "x.toml"))
+        plan_curation(recipe.from_data({"name": "x", "train": train}, "x.toml"))
+    with pytest.raises(RecipeError, match="there is nothing to do"):
+        recipe.from_data({"name": "x"}, "x.toml")
 
 
 def test_a_global_stage_stands_on_every_stage_above(curate_recipe: Callable[..., Any]) -> None:

@@ -194,3 +194,17 @@ def test_a_dead_endpoint_stops_the_run() -> None:
 def test_impossible_options_are_refused_with_a_hint(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="hint: "):
         LlmRewrite(**{"endpoint": "http://h/v1", "model": "m", **options}).check()
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_endpoint_that_answers_nobody_stops_the_run(status: int) -> None:
+    """Else a whole part would be committed without a rewrite, and never be asked for again."""
+
+    async def down(request: web.Request) -> web.Response:
+        return web.Response(status=status, text="overloaded")
+
+    with serve(down) as base:
+        with pytest.raises(StageError, match=rf"answered none of 16 requests .*http\.{status}"):
+            rewritten(stage(base, retries=0), ["a cat"] * 4)
+        assert rewritten(stage(base, retries=0), ["a cat"])[0]["rewrite_reason"] == f"http.{status}"

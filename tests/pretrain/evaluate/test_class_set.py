@@ -91,3 +91,11 @@ def test_numbers_without_names_are_an_error() -> None:
 
 def test_underscores_are_spoken_as_spaces() -> None:
     assert ANIMALS.prompts("sea_horse") == ["a sea horse."]
+
+
+def test_classes_of_the_data_that_sound_alike_are_refused() -> None:
+    plain = ClassSet(templates=("a {}",))
+    with pytest.raises(
+        ValueError, match=r"both called 'hot dog': 'hot dog', 'hot_dog'\. hint: merge them"
+    ):
+        plain.resolve(["hot_dog", "hot dog", "cat"])

@@ -104,3 +104,34 @@ def test_unusable_captions_say_what_was_found(tmp_path: Path, table: bytes | Non
     files = {"a.jpg": b"", **({"captions.tsv": table} if table else {})}
     with pytest.raises(ValueError, match=r"s.tar.*hint: "):
         found_captions(eval_sets.tar(tmp_path / "s.tar", files))
+
+
+def test_a_json_that_belongs_to_no_picture_leaves_class_folders_as_they_are(tmp_path: Path) -> None:
+    files = {"cat/1.jpg": b"", "dog/2.jpg": b"", "dataset-metadata.json": b'{"title": "pets"}'}
+    assert found_labels(eval_sets.folder(tmp_path / "s", files)) == (
+        [("cat/1.jpg", "cat"), ("dog/2.jpg", "dog")],
+        0,
+    )
+
+
+def test_a_damaged_text_or_label_costs_its_sample_only(tmp_path: Path) -> None:
+    from curate.contract import parts, shards
+
+    files = {
+        "0.jpg": b"p",
+        "0.cls": b"3",
+        "0.txt": b"a cat",
+        "1.jpg": b"q",
+        "1.cls": b"4",
+        "1.txt": b"a dog",
+    }
+    path = Path(eval_sets.tar(tmp_path / "s.tar", files))
+    index = shards.index_tar(str(path))
+    parts.write_table(str(tmp_path / "index.parquet"), index)
+    data = bytearray(path.read_bytes())
+    for row in index.to_pylist():
+        if row["key"] == "0" and row["member"] in ("cls", "txt"):
+            data[row["offset"]] ^= 1
+    path.write_bytes(bytes(data))
+    assert found_labels(str(tmp_path)) == ([("1.jpg", "4")], 1)
+    assert found_captions(str(tmp_path)) == ({"1.jpg": ["a dog"]}, 1)

@@ -103,3 +103,17 @@ def test_what_decides_the_result_is_compared_and_the_rest_is_free():
         described(), described(model="n", shards=(ShardSource(path="x", weight=2.0),))
     )
     assert found == ["model: checkpoint has 'm', now 'n'", "shards.0: checkpoint has 1.0, now 2.0"]
+
+
+def test_damaged_ones_are_set_aside_and_push_no_good_one_out(tmp_path):
+    out = str(tmp_path)
+    good = checkpoint.save(out, content(5), keep=3)
+    for samples in (10, 15):
+        with open(checkpoint.save(out, content(samples), keep=3), "ab") as file:
+            file.write(b"x")
+    path, faults = checkpoint.newest_whole(out)
+    assert (path, len(faults)) == (good, 2)
+    checkpoint.set_aside_newer(out, good)
+    newest = checkpoint.save(out, content(10), keep=1)
+    assert checkpoint.newest(out) == newest
+    assert len(list((tmp_path / "checkpoints").glob("damaged-samples-*.pt"))) == 2

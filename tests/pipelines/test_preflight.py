@@ -1,0 +1,89 @@
+"""Before any work: models, weights, sets and shards that are not there are said, and without torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import preflight, recipe
+from pipelines.errors import RecipeError
+from tests.pipelines.test_launch import data
+from tests.tiny import scenes
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(scenes.write_shards(tmp_path_factory.mktemp("shards"), 8, per_shard=4))
+
+
+def test_the_data_hash_is_the_shards_fingerprint_or_made_of_foreign_tars(
+    shards: str, tmp_path: Path
+) -> None:
+    assert preflight.data_hash_of(shards) == preflight.data_hash_of(shards)
+    first = preflight.data_hash_of(shards)
+    (Path(shards) / "manifest.json").write_text(json.dumps({"fingerprint": "abc"}))
+    assert first != preflight.data_hash_of(shards) == "abc"
+    (Path(shards) / "manifest.json").unlink()
+
+
+def test_missing_pretrained_weights_are_said_before_any_work(shards: str, tmp_path: Path) -> None:
+    content = data(shards, tmp_path / "out")
+    content["train"]["pretrained"] = "no/such.pt"
+    with pytest.raises(RecipeError, match=r"train\.pretrained = .*no such file"):
+        preflight.checked(recipe.from_data(content, "x"), resume=False)
+
+
+@pytest.mark.parametrize(
+    ("train", "evaluate", "message"),
+    [
+        ({"model": "ViT-B-23"}, {}, "no model 'ViT-B-23'\nhint: did you mean 'ViT-B-32'?"),
+        ({"model": "no/such.json"}, {}, "no/such.json: no such file"),
+        ({"shards": "/no/such/shards"}, {}, "/no/such/shards: no tar files found"),
+        ({}, {"path": "/no/such/set"}, "evaluate.0.path: /no/such/set: no such file or folder"),
+        ({}, {"set": "cifar11"}, "no set 'cifar11'\nhint: did you mean 'cifar10'?"),
+    ],
+)
+def test_what_training_and_evaluation_would_miss(
+    shards: str, tmp_path: Path, train: dict[str, Any], evaluate: dict[str, Any], message: str
+) -> None:
+    content = data(shards, tmp_path / "out")
+    content["train"] |= train
+    content["evaluate"] = [{"use": "zero_shot", "path": shards, **evaluate}]
+    with pytest.raises(RecipeError) as fault:
+        preflight.check_training(recipe.from_data(content, "x"))
+    assert message in str(fault.value)
+
+
+def test_open_clip_s_models_ours_and_own_files_are_known(shards: str, tmp_path: Path) -> None:
+    for model in ("ViT-B-32", "vit_tiny_64", scenes.write_model(tmp_path)):
+        content = data(shards, tmp_path / "out")
+        content["train"]["model"] = model
+        preflight.check_training(recipe.from_data(content, "x"))
+
+
+def test_shards_of_another_version_of_the_recipe_are_told(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines import curation
+    from pipelines.plan import plan_curation
+    from pipelines.run_local import LocalRunner
+    from tests.pipelines.test_curation import SOURCE, STAGES, Quiet
+
+    content = data("", tmp_path / "out")
+    del content["train"]["shards"]
+    content["curate"] = {
+        "pool": str(tmp_path / "pool"),
+        "shards": str(tmp_path / "shards"),
+        "source": SOURCE,
+        "stage": STAGES,
+    }
+    loaded = recipe.from_data(content, "x")
+    curation.run(plan_curation(loaded), LocalRunner(), Quiet())
+    preflight.checked(loaded, resume=False)
+    assert capsys.readouterr().err == ""
+    content["curate"]["shard"] = {"samples_per_shard": 3}
+    preflight.checked(recipe.from_data(content, "x"), resume=False)
+    assert "holds shards of another version of this recipe's [curate]" in capsys.readouterr().err
