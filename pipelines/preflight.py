@@ -39,6 +39,11 @@ def checked(loaded: Recipe, resume: bool) -> TrainSettings:
             "the folder holds a run already",
             "add --resume to go on with it, or name another folder",
         )
+    try:
+        storage.prepare(loaded.train.out)
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError("train.out", what, hint) from fault
     return loaded.train
 
 

@@ -87,3 +87,8 @@ def test_shards_of_another_version_of_the_recipe_are_told(
     content["curate"]["shard"] = {"samples_per_shard": 3}
     preflight.checked(recipe.from_data(content, "x"), resume=False)
     assert "holds shards of another version of this recipe's [curate]" in capsys.readouterr().err
+
+
+def test_an_output_folder_that_can_not_be_written_is_said(shards: str) -> None:
+    with pytest.raises(RecipeError, match=r"train\.out: /proc/x/out: can't be written"):
+        preflight.checked(recipe.from_data(data(shards, Path("/proc/x/out")), "x"), resume=False)
