@@ -83,7 +83,7 @@ def test_what_is_wrong_is_said_before_any_work(shards: str, tmp_path: Path) -> N
             address="",
             resume=False,
         )
-    (tmp_path / "out").mkdir()
+    (tmp_path / "out").mkdir(exist_ok=True)
     (tmp_path / "out" / "metrics.jsonl").touch()
     with pytest.raises(RecipeError, match="holds a run already\nhint: add --resume"):
         launch.train(
