@@ -129,12 +129,9 @@ def test_two_ranks_give_the_gradient_of_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("use", components.found("view"))
 def test_a_view_is_a_function_of_sample_and_generator(use: str) -> None:
     from pretrain.stream.batch import Sample
-    from pretrain.stream.view.base import ModelInputs
     from tests.conformance.examples import picture
 
-    view = components.build("view", Component(use)).fit(
-        ModelInputs(image_size_px=32, context_length=16)
-    )
+    view = components.build("view", Component(use)).fit(32)
     assert view.tower in ("image", "text")
     assert view.name
     sample = Sample(
