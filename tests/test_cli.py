@@ -100,7 +100,6 @@ def test_check_plan_and_report(tmp_path: Path) -> None:
         ),
         (["curate", "{r}", "--local", "--set", "curate.pool=/proc/x/pool"], "can't be written"),
         (["curate", "{r}", "--local", "--set", "curate.shards={r}"], "error: curate.shards"),
-        (["curate", "{r}", "--address", "127.0.0.1:1"], "no Ray cluster answers"),
         (["show", "clip_b23"], "did you mean 'clip_b32'?"),
         (["list", "filtre"], "no such kind"),
     ],
@@ -160,3 +159,15 @@ def test_show_a_component() -> None:
     out = invoke("show", "score.metadata_match")[1]
     assert "entries" in out
     assert "required" in out
+
+
+def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
+    """In a process of its own: within the session Ray is connected already."""
+    command = [sys.executable, "cli.py", "curate", str(toml(tmp_path)), "--address", "127.0.0.1:1"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=60
+    )
+    assert done.returncode == 2
+    assert "error: --address 127.0.0.1:1: no Ray cluster answers" in done.stderr
+    assert "hint: start one with `ray start --head`" in done.stderr

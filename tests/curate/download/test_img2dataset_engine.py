@@ -6,7 +6,9 @@ import hashlib
 import io
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -95,7 +97,9 @@ def test_resize_modes_are_those_of_img2dataset(mode: str, size: tuple[int, int])
 @pytest.mark.net
 def test_what_may_pass_is_tried_again_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr(img2dataset_engine.time, "sleep", waits.append)
+    # The engine's own clock: other threads of the session sleep too.
+    clock = SimpleNamespace(**{**vars(time), "sleep": waits.append})
+    monkeypatch.setattr(img2dataset_engine, "time", clock)
     hits: dict[str, int] = {}
 
     async def answer(request: web.Request) -> web.Response:
