@@ -27,10 +27,10 @@ format: setup
 	@$(PY) -m ruff check --fix .
 
 bench: setup      ## figures of docs/benchmarks.md that take minutes
-	@$(PY) tests/bench/startup.py
-	@$(PY) tests/bench/match.py
-	@$(PY) tests/bench/text_regions.py
-	@$(PY) tests/bench/runner.py
+	@PYTHONPATH=. $(PY) tests/bench/startup.py
+	@PYTHONPATH=. $(PY) tests/bench/match.py
+	@PYTHONPATH=. $(PY) tests/bench/text_regions.py
+	@PYTHONPATH=. $(PY) tests/bench/runner.py
 
 pins:             ## compile requirements/*.txt from pyproject.toml (needs uv)
 	@tools/pins.sh
