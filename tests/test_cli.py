@@ -7,13 +7,13 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
 
 from cli import main
+from tests.tiny import commands
 
 ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = {"demo", "check", "plan", "curate", "train", "eval", "report", "list", "show"}
@@ -132,24 +132,9 @@ def test_usage_errors_exit_2(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_pool_that_resumes(tmp_path: Path, number: signal.Signals) -> None:
     path = str(toml(tmp_path, source='use = "tests.tiny.stages:Slow"\ncount = 60'))
-    command = [sys.executable, "cli.py", "curate", path, "--local"]
-    process = subprocess.Popen(
-        command,
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    commands.stopped(
+        ["curate", path, "--local"], number, lambda: list(tmp_path.glob("pool/rows/*.parquet"))
     )
-    deadline = time.monotonic() + 30
-    while not list(tmp_path.glob("pool/rows/*.parquet")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    process.send_signal(number)
-    out, err = process.communicate(timeout=30)
-    assert process.returncode == 128 + number, err
-    assert out == ""
-    assert "the same command goes on" in err
-    assert "Traceback" not in err
     assert list(tmp_path.glob("pool/rows/*.parquet"))
     assert not list(tmp_path.rglob("*.tmp-*"))
     assert invoke("curate", path, "--local")[0] == 0

@@ -48,13 +48,17 @@ def serve(handler: Handler) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
-    """``http://127.0.0.1:port`` of a server that gives each connection to ``answer``, after the request."""
+def raw_server(answer: Callable[[socket.socket], None], scheme: str = "http") -> Iterator[str]:
+    """``http://127.0.0.1:port`` of a server that gives each connection to ``answer``.
+
+    After the request was read; with another ``scheme``, at once.
+    """
     listener = socket.create_server(("127.0.0.1", 0))
 
     def one(connection: socket.socket) -> None:
         with connection, contextlib.suppress(OSError):
-            connection.recv(1 << 16)
+            if scheme == "http":
+                connection.recv(1 << 16)
             answer(connection)
 
     def run() -> None:
@@ -68,7 +72,7 @@ def raw_server(answer: Callable[[socket.socket], None]) -> Iterator[str]:
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield f"{scheme}://127.0.0.1:{listener.getsockname()[1]}"
     finally:
         listener.shutdown(socket.SHUT_RDWR)
         listener.close()

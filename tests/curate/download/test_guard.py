@@ -363,7 +363,7 @@ def test_https_needs_a_trusted_certificate_and_keeps_the_deadline(
             if path == b"/slow":
                 time.sleep(4)
 
-    with raw_tls_server(answer) as base:
+    with raw_server(answer, scheme="https") as base:
         assert refusal(base).kind == "tls"
         trusting = ssl.create_default_context(cafile=str(certificate))
         trusting.sslsocket_class = guard._TlsSocket
@@ -372,32 +372,6 @@ def test_https_needs_a_trusted_certificate_and_keeps_the_deadline(
         began = time.monotonic()
         assert refusal(base + "/slow", timeout_s=0.5).kind == "timeout"
         assert time.monotonic() - began < 3.0
-
-
-@contextlib.contextmanager
-def raw_tls_server(answer: Callable[[socket.socket], None]) -> Any:
-    listener = socket.create_server(("127.0.0.1", 0))
-
-    def one(connection: socket.socket) -> None:
-        with connection, contextlib.suppress(OSError):
-            answer(connection)
-
-    def run() -> None:
-        while True:
-            try:
-                connection, _ = listener.accept()
-            except OSError:
-                return
-            threading.Thread(target=one, args=(connection,), daemon=True).start()
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        listener.shutdown(socket.SHUT_RDWR)
-        listener.close()
-        thread.join(10)
 
 
 @pytest.mark.net
