@@ -14,7 +14,7 @@ Virtual columns that any stage may name in ``reads()``: ``image`` (the newest en
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -142,12 +142,15 @@ class RowStage(Stage):
 class GlobalStage(Stage):
     """A decision that must see the whole pool: map, merge, map. Nothing in it knows Ray.
 
+    summarize(part) -> merge(partials) -> close(state) -> settle(states) -> decide(part, state)
+
     With ``bucket_by`` set, the runner splits every partial by a hash of that column into buckets
-    and merges each bucket alone, so that no process ever holds the pool. If the merged state has a
-    column ``part``, each ``decide`` call is given only the rows of its own part.
+    and merges and closes each bucket alone, so that no process ever holds the pool. If the last
+    state has a column ``part``, each ``decide`` call is given only the rows of its own part.
     """
 
     bucket_by: ClassVar[str | None] = None
+    bucket_rows: ClassVar[int] = 2_000_000  # rows of the pool for which one more bucket is made
 
     def summarize(self, part: pa.Table) -> pa.Table:
         """A partial state from the kept rows of one part."""
@@ -157,9 +160,37 @@ class GlobalStage(Stage):
         """One partial from several; associative, and independent of their order."""
         raise NotImplementedError
 
+    def close(self, state: pa.Table) -> pa.Table:
+        """What is left of one bucket once all of it is merged, e.g. the pairs found in it."""
+        return state
+
+    def settle(self, states: Sequence[pa.Table]) -> pa.Table:
+        """The pool's one state from the closed buckets. One worker does it where this is overridden."""
+        return pa.concat_tables(states)
+
+    def passes(self) -> int:
+        """How often the parts are looked at before anything is decided; more than once is rare."""
+        return 1
+
+    def look_again(self, part: pa.Table, state: pa.Table) -> pa.Table:
+        """A partial for the next pass from one part, with what is known so far."""
+        raise NotImplementedError
+
+    def adjust(self, state: pa.Table, partials: Sequence[pa.Table]) -> pa.Table:
+        """The state after one more pass; the same for any order of the partials."""
+        raise NotImplementedError
+
     def decide(self, part: pa.Table, state: pa.Table) -> pa.Table:
         """The columns of ``writes()`` for the kept rows of one part, same rows, same order."""
         raise NotImplementedError
+
+
+def pool_state(stage: GlobalStage, parts: Callable[[], Iterable[pa.Table]]) -> pa.Table:
+    """The state that ``decide`` gets, worked out in this process. ``parts()`` yields the tables anew."""
+    state = stage.settle([stage.close(stage.merge([stage.summarize(part) for part in parts()]))])
+    for _ in range(1, stage.passes()):
+        state = stage.adjust(state, [stage.look_again(part, state) for part in parts()])
+    return state
 
 
 class ShardStage(Stage):

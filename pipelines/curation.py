@@ -173,25 +173,22 @@ def _global_step(
     if not before:
         rows = sum(parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(count))
         buckets = global_step.bucket_count(planned, rows)
-        resources = planned.stage.resources
-        for _ in _call(
-            runner,
-            global_step.summarize,
-            plan,
-            [(index, buckets, n) for n in range(count)],
-            resources,
-        ):
-            pass
-        for _ in _call(
-            runner,
-            global_step.merge,
-            plan,
-            [(index, buckets, count, b) for b in range(buckets)],
-            resources,
-        ):
-            pass
-        todo = [(index, buckets, n) for n in range(count) if not part.is_done(plan, planned, n)]
-        for _ in _call(runner, global_step.decide, plan, todo, resources):
+        everyone = range(count)
+
+        def each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
+            for _ in _call(runner, function, plan, calls, planned.stage.resources):
+                pass
+
+        each(global_step.summarize, [(index, buckets, n) for n in everyone])
+        each(global_step.merge, [(index, buckets, count, b) for b in range(buckets)])
+        if planned.stage.passes() > 1 or global_step.settles(planned):
+            each(global_step.settle, [(index, buckets)])
+        for done in range(1, planned.stage.passes()):
+            each(global_step.look_again, [(index, done, n) for n in everyone])
+            each(global_step.adjust, [(index, done, count)])
+        global_step.keep_state(plan, planned, buckets)
+        todo = [(index, buckets, n) for n in everyone if not part.is_done(plan, planned, n)]
+        for _ in _call(runner, global_step.decide, plan, todo, planned.stage.resources):
             progress.advance()
     global_step.forget(plan, planned)
     stats = [parts.read_stats(part.sidecar(plan, planned, number)) for number in range(count)]

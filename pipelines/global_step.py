@@ -1,4 +1,4 @@
-"""A global stage over the whole pool: summarize each part, merge bucket by bucket, decide each part.
+"""A global stage over the whole pool: summarize each part, merge and close each bucket, settle, decide.
 
 Partials and states live in POOL/work/<fingerprint8> and are removed once every part is decided. No
 process holds more than one bucket, and what a part is told is read by that part alone.
@@ -16,16 +16,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.contract import parts, storage
+from curate.stage import GlobalStage
 from pipelines.part import commit_decision, living
 from pipelines.plan import CurationPlan, Planned
 
-ROWS_PER_BUCKET = 2_000_000
 _MERGE_AT_ONCE = 16
 
 
 def bucket_count(planned: Planned, rows: int) -> int:
     """How many buckets the state of a stage is split into for a pool of ``rows``."""
-    return 1 if planned.stage.bucket_by is None else -(-max(rows, 1) // ROWS_PER_BUCKET)
+    stage = planned.stage
+    return 1 if stage.bucket_by is None else -(-max(rows, 1) // stage.bucket_rows)
+
+
+def settles(planned: Planned) -> bool:
+    """Whether the stage makes one state of all buckets; else each part reads what is its own in each."""
+    return type(planned.stage).settle is not GlobalStage.settle
 
 
 def summarize(plan: CurationPlan, index: int, buckets: int, part: int) -> None:
@@ -42,7 +48,7 @@ def summarize(plan: CurationPlan, index: int, buckets: int, part: int) -> None:
 
 
 def merge(plan: CurationPlan, index: int, buckets: int, part_count: int, bucket: int) -> None:
-    """Commit the merged state of one bucket over all parts, holding a few partials at a time."""
+    """Commit the closed state of one bucket over all parts, holding a few partials at a time."""
     planned = plan.stages[index]
     path = _state(plan, planned, buckets, bucket)
     if storage.exists(path):
@@ -54,10 +60,41 @@ def merge(plan: CurationPlan, index: int, buckets: int, part_count: int, bucket:
             parts.read_table(_partial(plan, planned, buckets, bucket, number)) for number in numbers
         ]
         merged = [planned.stage.merge([*merged, *partials])]
-    state = merged[0]
-    if "part" in state.column_names:
-        state = state.sort_by("part")  # so that a part's rows are found by row-group statistics
-    parts.write_table(path, state)
+    _write_state(path, planned.stage.close(merged[0]))
+
+
+def settle(plan: CurationPlan, index: int, buckets: int) -> None:
+    """Commit the one state made of all buckets."""
+    planned = plan.stages[index]
+    path = _settled(plan, planned, 1)
+    if storage.exists(path):
+        return
+    states = [parts.read_table(_state(plan, planned, buckets, b)) for b in range(buckets)]
+    _write_state(path, planned.stage.settle(states))
+
+
+def look_again(plan: CurationPlan, index: int, done: int, part: int) -> None:
+    """Commit one part's partial for the pass after pass ``done``."""
+    planned = plan.stages[index]
+    path = _seen_again(plan, planned, done, part)
+    if storage.exists(path):
+        return
+    table, _ = living(plan, index, part)
+    state = _state_for(_settled(plan, planned, done), part)
+    parts.write_table(path, planned.stage.look_again(table, state))
+
+
+def adjust(plan: CurationPlan, index: int, done: int, part_count: int) -> None:
+    """Commit the state after one more pass."""
+    planned = plan.stages[index]
+    path = _settled(plan, planned, done + 1)
+    if storage.exists(path):
+        return
+    partials = [
+        parts.read_table(_seen_again(plan, planned, done, part)) for part in range(part_count)
+    ]
+    state = parts.read_table(_settled(plan, planned, done))
+    _write_state(path, planned.stage.adjust(state, partials))
 
 
 def decide(plan: CurationPlan, index: int, buckets: int, part: int) -> dict[str, Any]:
@@ -66,10 +103,22 @@ def decide(plan: CurationPlan, index: int, buckets: int, part: int) -> dict[str,
     started = time.perf_counter()
     table, alive = living(plan, index, part)
     state = pa.concat_tables(
-        [_state_for(_state(plan, planned, buckets, b), part) for b in range(buckets)]
+        [_state_for(path, part) for path in _last_states(plan, planned, buckets)]
     )
     decided = planned.stage.decide(table, state)
     return commit_decision(plan, index, part, decided, alive, time.perf_counter() - started)
+
+
+def keep_state(plan: CurationPlan, planned: Planned, buckets: int) -> None:
+    """A state that does not grow with the pool stays beside the decisions: entry counts, say."""
+    if planned.stage.bucket_by is None:
+        state = parts.read_table(_last_states(plan, planned, buckets)[0])
+        parts.write_table(state_path(plan, planned), state)
+
+
+def state_path(plan: CurationPlan, planned: Planned) -> str:
+    """Where the last state of a stage with a small state is kept."""
+    return storage.join(plan.pool.columns_folder(planned.use, planned.fingerprint), "state.parquet")
 
 
 def forget(plan: CurationPlan, planned: Planned) -> None:
@@ -87,6 +136,29 @@ def _partial(plan: CurationPlan, planned: Planned, buckets: int, bucket: int, pa
 def _state(plan: CurationPlan, planned: Planned, buckets: int, bucket: int) -> str:
     folder = plan.pool.work_folder(planned.fingerprint)
     return storage.join(folder, f"state-{bucket:04d}-of-{buckets:04d}.parquet")
+
+
+def _settled(plan: CurationPlan, planned: Planned, passes: int) -> str:
+    """The state of the whole pool after so many passes."""
+    folder = plan.pool.work_folder(planned.fingerprint)
+    return storage.join(folder, f"settled-{passes}.parquet")
+
+
+def _seen_again(plan: CurationPlan, planned: Planned, done: int, part: int) -> str:
+    folder = plan.pool.work_folder(planned.fingerprint)
+    return storage.join(folder, f"again-{done}", f"part-{part:05d}.parquet")
+
+
+def _last_states(plan: CurationPlan, planned: Planned, buckets: int) -> list[str]:
+    if planned.stage.passes() > 1 or settles(planned):
+        return [_settled(plan, planned, planned.stage.passes())]
+    return [_state(plan, planned, buckets, bucket) for bucket in range(buckets)]
+
+
+def _write_state(path: str, state: pa.Table) -> None:
+    if "part" in state.column_names:
+        state = state.sort_by("part")  # so that a part's rows are found by row-group statistics
+    parts.write_table(path, state)
 
 
 def _state_for(path: str, part: int) -> pa.Table:

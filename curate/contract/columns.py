@@ -74,6 +74,25 @@ COLUMNS: dict[str, Column] = {
             "text_boxes", TEXT_BOXES_TYPE, "accepted text boxes", "fractions of width and height"
         ),
         Column("clip_score", pa.float32(), "cosine of image and caption, in [-1, 1]"),
+        Column(
+            "aesthetic_score", pa.float32(), "of a head on picture embeddings", "the head's own"
+        ),
+        Column("language", pa.string(), "ISO 639-1 code of the caption's language (639-3 if none)"),
+        Column("language_confidence", pa.float32(), "of the detector, in [0, 1]"),
+        Column("caption_chars", pa.int32(), "length of the alt-text", "code points"),
+        Column("caption_words", pa.int32(), "length of the alt-text", "words between spaces"),
+        Column(
+            "caption_repetition_frac",
+            pa.float32(),
+            "repeated words",
+            "share of the alt-text's words",
+        ),
+        Column("caption_is_file_name", pa.bool_(), "whether the alt-text looks like a file's name"),
+        Column("min_side_px", pa.int32(), "short side of the picture as fetched", "px"),
+        Column("aspect_ratio", pa.float32(), "long side over short side, as fetched; 1 or more"),
+        Column("phash", pa.binary(), "perceptual hash of the picture, most significant bit first"),
+        Column("clusters", pa.list_(pa.int32()), "nearest k-means centroids, the nearest first"),
+        Column("overlap", pa.string(), "the item of an evaluation set that a row repeats, or null"),
         Column("keep", pa.bool_(), "in a filter's own sidecar; a row survives if all keep"),
         Column(
             "reason", pa.dictionary(pa.int32(), pa.string()), "why a row was refused; null if kept"

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from curate.contract import parts, storage
+from curate.stage import GlobalStage
 from pipelines import curation, global_step, part
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
@@ -21,7 +22,7 @@ STAGES = [{"use": f"{USE}:Picture"}, {"use": "filter.duplicate_image"}]
 def test_the_same_decisions_for_any_number_of_buckets(
     curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, rows_per_bucket: int
 ) -> None:
-    monkeypatch.setattr(global_step, "ROWS_PER_BUCKET", rows_per_bucket)
+    monkeypatch.setattr(GlobalStage, "bucket_rows", rows_per_bucket)
     plan = plan_curation(curate_recipe(SOURCE, STAGES))
     curation.run(plan, LocalRunner(), Quiet())
     refused = [
