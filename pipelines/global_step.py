@@ -21,6 +21,7 @@ from pipelines.part import commit_decision, living
 from pipelines.plan import CurationPlan, Planned
 
 _MERGE_AT_ONCE = 16
+_STATE_GROUP_ROWS = 16_384
 
 
 def bucket_count(planned: Planned, rows: int) -> int:
@@ -157,15 +158,31 @@ def _last_states(plan: CurationPlan, planned: Planned, buckets: int) -> list[str
 
 def _write_state(path: str, state: pa.Table) -> None:
     if "part" in state.column_names:
-        state = state.sort_by("part")  # so that a part's rows are found by row-group statistics
-    parts.write_table(path, state)
+        # So that a part's rows are found by the statistics of row groups.
+        parts.write_table(path, state.sort_by("part"), row_group_rows=_STATE_GROUP_ROWS)
+    else:
+        parts.write_table(path, state)
 
 
 def _state_for(path: str, part: int) -> pa.Table:
+    """The state in one file, or those of its rows that are about one part."""
     with storage.open_file(path) as file:
-        wanted = (pc.field("part") == part) if "part" in pq.read_schema(file).names else None
-        file.seek(0)
-        return pq.read_table(file, filters=wanted).replace_schema_metadata(None)
+        whole = pq.ParquetFile(file)
+        names = whole.schema_arrow.names
+        if "part" not in names:
+            return whole.read(use_threads=False).replace_schema_metadata(None)
+        column = names.index("part")
+        ranges = [
+            whole.metadata.row_group(group).column(column).statistics
+            for group in range(whole.metadata.num_row_groups)
+        ]
+        groups = [
+            n
+            for n, r in enumerate(ranges)
+            if r is None or not r.has_min_max or r.min <= part <= r.max
+        ]
+        found = whole.read_row_groups(groups, use_threads=False).replace_schema_metadata(None)
+    return found.filter(pc.equal(found["part"], part))
 
 
 def _bucket_of(partial: pa.Table, planned: Planned, buckets: int) -> np.ndarray:

@@ -7,7 +7,6 @@ stage whose sidecar for a part exists is never run again for that part.
 from __future__ import annotations
 
 import time
-from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,10 +41,13 @@ def alive_mask(plan: CurationPlan, upstream: tuple[int, ...], part: int) -> np.n
 
 def load_columns(plan: CurationPlan, names: tuple[str, ...], below: int, part: int) -> pa.Table:
     """uid and the named columns for every row of a part, from whichever stage above wrote each."""
-    own = parts.read_table(plan.pool.rows_path(part))
+    in_rows = {"uid", "url", "caption", *plan.source.columns}
+    own = parts.read_table(
+        plan.pool.rows_path(part), ["uid", *(n for n in names if n in in_rows and n != "uid")]
+    )
     columns: dict[str, Any] = {"uid": own["uid"]}
     for name in names:
-        if name in own.column_names:
+        if name in in_rows:
             columns[name] = own[name]
         elif name == "part":
             columns[name] = pa.array(np.full(len(own), part, dtype=np.int64))
@@ -102,6 +104,8 @@ def sidecar_schema(planned: Planned) -> pa.Schema:
 
 def scatter(table: pa.Table, alive: np.ndarray, schema: pa.Schema) -> pa.Table:
     """Values of the living rows put at their places among all rows; null elsewhere."""
+    if alive.all():
+        return table.select(schema.names).cast(schema)
     indices = np.where(alive, np.cumsum(alive) - 1, -1)
     taken = pa.array(indices, mask=~alive)
     return pa.table(
@@ -115,25 +119,35 @@ def with_decision(table: pa.Table, reason: str | None = None) -> pa.Table:
         names = [name for name in table.column_names if name not in ("keep", "reason")]
         table = table.select(names)
     if "keep" not in table.column_names:
-        table = table.append_column(KEEP, pa.array([reason is None] * len(table), pa.bool_()))
+        keep = np.full(len(table), reason is None)
+        table = table.append_column(KEEP, pa.array(keep))
+        nothing = pa.scalar(reason, pa.string())
         table = table.append_column(
-            REASON,
-            pa.array([reason] * len(table), pa.string()).dictionary_encode().cast(REASON.type),
+            REASON, pa.repeat(nothing, len(table)).dictionary_encode().cast(REASON.type)
         )
     return table
 
 
 def stats_of(table: pa.Table, part: int, alive: np.ndarray, seconds: float) -> dict[str, Any]:
     """Counts of one stage and part, kept in the sidecar's footer."""
-    refused = Counter(reason for reason in table["reason"].to_pylist() if reason is not None)
+    refused = reason_counts(table["reason"])
     rows_in = int(alive.sum())
     return {
         "part": part,
         "rows": len(table),
         "rows_in": rows_in,
         "kept": rows_in - sum(refused.values()),
-        "refused": dict(sorted(refused.items())),
+        "refused": refused,
         "seconds": round(seconds, 4),
+    }
+
+
+def reason_counts(reasons: pa.ChunkedArray) -> dict[str, int]:
+    """Reason -> rows, sorted by reason; rows without one are not counted."""
+    counted = pc.value_counts(reasons.cast(pa.string()).drop_null())
+    return {
+        entry["values"]: entry["counts"]
+        for entry in sorted(counted.to_pylist(), key=lambda e: e["values"])
     }
 
 
@@ -142,7 +156,7 @@ def living(plan: CurationPlan, index: int, part: int) -> tuple[pa.Table, np.ndar
     planned = plan.stages[index]
     alive = alive_mask(plan, planned.upstream, part)
     table = load_columns(plan, planned.reads, index, part)
-    return table.filter(pa.array(alive)), alive
+    return (table if alive.all() else table.filter(pa.array(alive))), alive
 
 
 def commit_decision(
@@ -159,12 +173,12 @@ def commit_decision(
     return stats
 
 
-def decided_rows(plan: CurationPlan, part: int) -> Iterator[tuple[str, np.ndarray, list[Any]]]:
-    """(stage, keep, reasons) of every stage in order, the source first."""
+def decided_rows(plan: CurationPlan, part: int) -> Iterator[tuple[str, np.ndarray, pa.Array]]:
+    """(stage, keep, reasons as text) of every stage in order, the source first."""
     for planned in (plan.source, *plan.stages):
         table = parts.read_table(sidecar(plan, planned, part), ["keep", "reason"])
         yield (
             planned.name,
             np.asarray(pc.fill_null(table["keep"], True)),
-            table["reason"].to_pylist(),
+            table["reason"].cast(pa.string()).combine_chunks(),
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.contract import parts, shards, storage
@@ -166,31 +167,33 @@ def _assembled(plan: CurationPlan, number: int) -> str:
 
 def _ledger(plan: CurationPlan, part: int, rows: pa.Table) -> pa.Table:
     """One row for every row of the part, with the first stage that refused it and why."""
-    reasons: list[str | None] = [None] * len(rows)
-    stages: list[str | None] = [None] * len(rows)
+    reasons, stages = pa.nulls(len(rows), pa.string()), pa.nulls(len(rows), pa.string())
     alive = np.ones(len(rows), dtype=bool)
     for name, keep, found in decided_rows(plan, part):
-        for position in np.flatnonzero(alive & ~keep):
-            reasons[position], stages[position] = found[position] or "refused", name
+        newly = pa.array(alive & ~keep)
+        if newly.true_count:
+            reasons = pc.if_else(newly, pc.fill_null(found, "refused"), reasons)
+            stages = pc.if_else(newly, pa.scalar(name), stages)
         alive &= keep
     columns = [
         rows["uid"],
         rows["url"],
         rows["caption"],
         pa.array(alive),
-        pa.array(reasons, pa.string()),
-        pa.array(stages, pa.string()),
+        reasons,
+        stages,
     ]
     return pa.table(columns, schema=LEDGER_SCHEMA)
 
 
 def _refused(ledger: pa.Table) -> dict[str, dict[str, int]]:
     """stage -> reason -> rows."""
-    pairs = Counter(zip(ledger["stage"].to_pylist(), ledger["reason"].to_pylist(), strict=True))
+    refused = ledger.filter(pc.invert(ledger["keep"]))
+    counted = refused.group_by(["stage", "reason"]).aggregate([([], "count_all")])
+    found = sorted(counted.to_pylist(), key=lambda row: (row["stage"], row["reason"]))
     counts: dict[str, dict[str, int]] = {}
-    for (stage, reason), count in sorted(pairs.items(), key=str):
-        if stage is not None:
-            counts.setdefault(stage, {})[reason] = count
+    for row in found:
+        counts.setdefault(row["stage"], {})[row["reason"]] = row["count_all"]
     return counts
 
 
@@ -218,7 +221,7 @@ def _write_kept(plan: CurationPlan, part_count: int) -> None:
     path = storage.join(plan.shards_root, "kept.parquet")
     with (
         storage.committed(path) as file,
-        pq.ParquetWriter(file, KEPT_SCHEMA, compression="zstd") as writer,
+        _writer(file, KEPT_SCHEMA) as writer,
     ):
         for part in range(part_count):
             ledger = parts.read_table(_packed(plan, part)["ledger"])
@@ -229,10 +232,15 @@ def _concatenate(sources: list[str], target: str, schema: pa.Schema) -> None:
     """One parquet file out of many, one row group at a time."""
     with (
         storage.committed(target) as file,
-        pq.ParquetWriter(file, schema, compression="zstd") as writer,
+        _writer(file, schema) as writer,
     ):
         for source in sources:
             writer.write_table(parts.read_table(source).cast(schema))
+
+
+def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
+    dictionaries = parts.repetitive(schema)
+    return pq.ParquetWriter(file, schema, compression="zstd", use_dictionary=dictionaries)
 
 
 def _manifest(

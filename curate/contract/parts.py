@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from curate.contract import storage, tars
 
 _STATS_KEY = b"clip_pipe"
+_ALL_DIFFER = frozenset({"uid", "url", "caption", "sha256", "value"})
 
 
 def stage_folder(use: str, fingerprint: str) -> str:
@@ -69,12 +70,31 @@ def write_table(
         metadata = {**(table.schema.metadata or {}), _STATS_KEY: json.dumps(stats).encode()}
         table = table.replace_schema_metadata(metadata)
     with storage.committed(path) as file:
-        pq.write_table(table, file, compression="zstd", row_group_size=row_group_rows)
+        pq.write_table(
+            table,
+            file,
+            compression="zstd",
+            row_group_size=row_group_rows,
+            use_dictionary=repetitive(table.schema),
+        )
+
+
+def repetitive(schema: pa.Schema) -> list[str]:
+    """Columns worth a parquet dictionary: words that repeat. Elsewhere it costs 2.5 times the CPU and bytes."""
+    return [
+        item.name
+        for item in schema
+        if pa.types.is_dictionary(item.type)
+        or (pa.types.is_string(item.type) and item.name not in _ALL_DIFFER)
+    ]
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
     with storage.open_file(path) as file:
-        return pq.read_table(file, columns=columns).replace_schema_metadata(None)
+        found = pq.ParquetFile(file).read(columns, use_threads=False)  # a task has one CPU
+    if columns is not None:
+        found = found.select(columns)
+    return found.replace_schema_metadata(None)
 
 
 def read_stats(path: str) -> dict[str, Any]:

@@ -9,11 +9,13 @@ from __future__ import annotations
 import difflib
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import fsspec
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from curate.contract import shards, storage, tars
 from curate.contract.columns import ROW_FIELDS
@@ -60,12 +62,19 @@ class BadRow:
 
 @dataclass(frozen=True)
 class Chunk:
-    """Some consecutive rows of a table: the two text columns as found, extra columns as Arrow."""
+    """Some consecutive rows of a table: the two text columns as found, extra columns as Arrow.
 
-    urls: list[Cell]
-    captions: list[Cell]
+    A text column is a list of cells, or a large_binary array of the bytes as found.
+    """
+
+    urls: list[Cell] | pa.Array
+    captions: list[Cell] | pa.Array
     own: list[pa.Array] = field(default_factory=list)
     bad: dict[int, BadRow] = field(default_factory=dict)  # by position in this chunk
+
+    def listed(self) -> Chunk:
+        """The same with lists of cells."""
+        return replace(self, urls=_listed(self.urls), captions=_listed(self.captions))
 
 
 def files_of(path: str | Sequence[str], extensions: Iterable[str]) -> list[str]:
@@ -182,11 +191,33 @@ def rows_table(
     use: str, chunk: Chunk, own_fields: Sequence[pa.Field], max_text_bytes: int
 ) -> pa.Table:
     """A chunk as uid, url, caption, keep, reason and the source's own columns."""
+    schema = pa.schema([*ROW_FIELDS, KEEP, REASON, *own_fields])
+    plain = _plain_rows(chunk, max_text_bytes)
+    if plain.all() and len(plain):
+        return pa.table([*_plain_columns(chunk.urls, chunk.captions), *chunk.own], schema=schema)
+    if not plain.any():
+        return pa.table([*_judged(use, chunk, max_text_bytes), *chunk.own], schema=schema)
+    mask = pa.array(plain)
+    odd = Chunk(chunk.urls.filter(pc.invert(mask)), chunk.captions.filter(pc.invert(mask)))  # type: ignore[union-attr]
+    columns = _plain_columns(chunk.urls.filter(mask), chunk.captions.filter(mask))  # type: ignore[union-attr]
+    # Back into the order of the rows: a plain row's place is its rank among the plain ones.
+    places = pa.array(np.where(plain, np.cumsum(plain), plain.sum() + np.cumsum(~plain)) - 1)
+    whole = [
+        pa.concat_arrays([one.cast(item.type), other.cast(item.type)]).take(places)
+        for one, other, item in zip(columns, _judged(use, odd, max_text_bytes), schema)
+    ]
+    return pa.table([*whole, *chunk.own], schema=schema)
+
+
+def _judged(use: str, chunk: Chunk, max_text_bytes: int) -> list[pa.Array]:
+    """uid, url, caption, keep, reason of each row, looked at one by one."""
     uids: list[str] = []
     urls: list[str | None] = []
     captions: list[str | None] = []
     reasons: list[str | None] = []
-    for n, (url, caption) in enumerate(zip(chunk.urls, chunk.captions, strict=True)):
+    for n, (url, caption) in enumerate(
+        zip(_listed(chunk.urls), _listed(chunk.captions), strict=True)
+    ):
         bad, most = chunk.bad.get(n), max_text_bytes
         if bad is not None and url is None and caption is None:
             url, caption, most = bad.place.encode("utf-8", "replace"), bad.raw, _SHOWN_BYTES
@@ -195,9 +226,45 @@ def rows_table(
         urls.append(_shown(url, most))
         captions.append(_shown(caption, most))
         reasons.append(None if kind is None else error(use, kind))
-    columns = [pa.array(values, pa.string()) for values in (uids, urls, captions)]
-    schema = pa.schema([*ROW_FIELDS, KEEP, REASON, *own_fields])
-    return pa.table([*columns, *decision(reasons), *chunk.own], schema=schema)
+    return [
+        *(pa.array(values, pa.string()) for values in (uids, urls, captions)),
+        *decision(reasons),
+    ]
+
+
+def _listed(cells: list[Cell] | pa.Array) -> list[Cell]:
+    return cells if isinstance(cells, list) else cells.to_pylist()
+
+
+def _plain_columns(urls: pa.Array, captions: pa.Array) -> list[pa.Array]:
+    """uid, url, caption, keep, reason of rows that need no look one by one."""
+    joined = pc.binary_join_element_wise(urls, captions, pa.scalar(b"\0", pa.large_binary()))
+    sha256 = hashlib.sha256  # as pair_uid, without its calls
+    uids = [sha256(pair).hexdigest()[:32] for pair in joined.to_pylist()]
+    keep = pa.array(np.ones(len(urls), dtype=bool))
+    texts = [urls.cast(pa.string()), captions.cast(pa.string())]
+    return [pa.array(uids, pa.string()), *texts, keep, pa.nulls(len(urls), REASON.type)]
+
+
+def _plain_rows(chunk: Chunk, max_text_bytes: int) -> np.ndarray:
+    """Rows that are good without a closer look: both texts UTF-8, not long, and begin with a visible ASCII letter."""
+    count = len(chunk.urls)
+    if chunk.bad or isinstance(chunk.urls, list) or isinstance(chunk.captions, list):
+        return np.zeros(count, dtype=bool)
+    plain = np.ones(count, dtype=bool)
+    for column in (chunk.urls, chunk.captions):
+        _, offset_bytes, bytes_ = column.buffers()
+        offsets = np.frombuffer(offset_bytes, np.int64)[column.offset :][: count + 1]
+        data = np.frombuffer(bytes_, np.uint8)
+        lengths = np.diff(offsets)
+        plain &= (lengths > 0) & (lengths <= max_text_bytes) & np.asarray(column.is_valid())
+        first = data[np.minimum(offsets[:-1], max(len(data) - 1, 0))] if len(data) else 0
+        plain &= (first > 32) & (first < 127)
+        try:
+            column.cast(pa.string())  # validates
+        except pa.ArrowInvalid:
+            return np.zeros(count, dtype=bool)
+    return plain
 
 
 def judge(url: Cell, caption: Cell, max_text_bytes: int) -> str | None:

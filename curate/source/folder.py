@@ -149,7 +149,8 @@ class Folder(SourceStage):
         )
 
     def _table_chunks(self, piece: dict[str, Any]) -> Iterator[Chunk]:
-        yield from self._reader().read(piece, self.filepath, self.caption, ())
+        for chunk in self._reader().read(piece, self.filepath, self.caption, ()):
+            yield chunk.listed()
 
     def _table(self, chunk: Chunk, rows: range) -> pa.Table:
         """Some rows of a chunk with their pictures."""

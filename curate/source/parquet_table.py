@@ -128,12 +128,12 @@ def _chunk(batch: pa.RecordBatch, url: str, caption: str, own: Sequence[pa.Field
     return Chunk(_cells(batch.column(url)), _cells(batch.column(caption)), extra)
 
 
-def _cells(column: pa.Array) -> list[Cell]:
+def _cells(column: pa.Array) -> list[Cell] | pa.Array:
     """Each value's bytes; what is neither string nor binary becomes NotText."""
     column = _plain(column)
-    if _is_text(column.type):
+    if _is_text(column.type) or pa.types.is_binary(column.type):
         # Nothing is validated by this cast: invalid UTF-8 gets its reason later.
-        column = column.cast(pa.large_binary())
+        return column.cast(pa.large_binary())
     elif pa.types.is_temporal(column.type):
         return [
             text_cell(value if value is None else NotText(value.encode()))

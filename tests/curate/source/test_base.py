@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curate.contract.draw import pair_uid
 from curate.source.base import (
@@ -168,3 +170,23 @@ def test_names_and_sizes_see_growth_and_not_the_folder(tmp_path: Path) -> None:
     assert first == second
     (tmp_path / "b" / "x.csv").write_text("url,caption\nu,c\n")
     assert names_and_sizes([str(tmp_path / "b" / "x.csv")]) != first
+
+
+@given(
+    cells=st.lists(
+        st.tuples(
+            *[st.one_of(st.none(), st.binary(max_size=9), st.text(max_size=9).map(str.encode))] * 2
+        ),
+        max_size=12,
+    ),
+    most=st.integers(1, 8),
+    cut=st.integers(0, 3),
+)
+def test_columns_are_judged_as_cells_are(
+    cells: list[tuple[bytes | None, bytes | None]], most: int, cut: int
+) -> None:
+    urls, captions = [list(column) for column in zip(*cells)] or ([], [])
+    listed = Chunk(urls[cut:], captions[cut:])
+    arrays = [pa.array(cells, pa.large_binary()).slice(cut) for cells in (urls, captions)]
+    expected = rows_table("source.x", listed, [], most)
+    assert rows_table("source.x", Chunk(*arrays), [], most).to_pylist() == expected.to_pylist()

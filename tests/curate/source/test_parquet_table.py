@@ -22,7 +22,8 @@ def read(table: ParquetTable, rows: int, own: list[pa.Field] | None = None) -> l
 
 
 def pairs(chunks: list[Chunk]) -> list[Any]:
-    return [pair for chunk in chunks for pair in zip(chunk.urls, chunk.captions, strict=True)]
+    listed = [chunk.listed() for chunk in chunks]
+    return [pair for chunk in listed for pair in zip(chunk.urls, chunk.captions, strict=True)]
 
 
 def write(path: Path, columns: dict[str, Any], **options: Any) -> ParquetTable:
