@@ -151,6 +151,9 @@ class GlobalStage(Stage):
 
     bucket_by: ClassVar[str | None] = None
     bucket_rows: ClassVar[int] = 2_000_000  # rows of the pool for which one more bucket is made
+    # The options that ``summarize`` hangs on, for a stage whose partials are small and worth keeping:
+    # a part whose living rows are as before is then not summarized again. None keeps nothing.
+    summary_options: ClassVar[tuple[str, ...] | None] = None
 
     def summarize(self, part: pa.Table) -> pa.Table:
         """A partial state from the kept rows of one part."""
@@ -169,8 +172,12 @@ class GlobalStage(Stage):
         return pa.concat_tables(states)
 
     def passes(self) -> int:
-        """How often the parts are looked at before anything is decided; more than once is rare."""
+        """How often the parts are looked at, at most, before anything is decided; rarely more than once."""
         return 1
+
+    def enough(self, state: pa.Table) -> bool:
+        """Whether the passes that are left would change nothing."""
+        return False
 
     def look_again(self, part: pa.Table, state: pa.Table) -> pa.Table:
         """A partial for the next pass from one part, with what is known so far."""
@@ -189,6 +196,8 @@ def pool_state(stage: GlobalStage, parts: Callable[[], Iterable[pa.Table]]) -> p
     """The state that ``decide`` gets, worked out in this process. ``parts()`` yields the tables anew."""
     state = stage.settle([stage.close(stage.merge([stage.summarize(part) for part in parts()]))])
     for _ in range(1, stage.passes()):
+        if stage.enough(state):
+            break
         state = stage.adjust(state, [stage.look_again(part, state) for part in parts()])
     return state
 

@@ -6,19 +6,19 @@ and in any order, and yields (position, result) as they end. Nothing here knows 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from curate.contract import parts, storage
-from curate.contract.manifest import SCHEMA_VERSION, Manifest
+from curate.contract.manifest import Manifest
 from curate.stage import GlobalStage, Part, Resources
-from pipelines import fused, global_step, part, sharding
-from pipelines.errors import RecipeError, RunFailed, split_hint
+from pipelines import fused, global_step, intake, part, sharding
+from pipelines.errors import RunFailed
 from pipelines.plan import CurationPlan, Planned, Step
 from pipelines.progress import Progress
+from pipelines.recipe import Recipe
 
 _EARLY_STOP_ROWS = (
     1000  # a share of errors over fewer rows than this is judged at a step's end only
@@ -45,52 +45,37 @@ class Outcome:
     already_done: bool
 
 
-def run(plan: CurationPlan, runner: Runner, progress: Progress) -> Outcome:
-    """Run what is not done yet. Raises RecipeError before any work, RunFailed in the middle of it."""
+def run(
+    plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None = None
+) -> Outcome:
+    """Run what is not done yet. Raises RecipeError before any work, RunFailed in the middle of it.
+
+    ``recipe`` is what the plan was made of; it is kept in the pool where it is given.
+    """
     done = sharding.check_folder(plan)
-    check_pool(plan)
+    intake.check_pool(plan)
     if done is not None:
         progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
         return Outcome(done, True)
-    storage.sweep(plan.pool_root)
     storage.sweep(plan.shards_root)
+    count = measure(plan, runner, progress, recipe)
+    return Outcome(_shard(plan, count, runner, progress), False)
+
+
+def measure(
+    plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None = None
+) -> int:
+    """Take in the source and run every stage; everything but the shards. Returns the number of parts."""
+    storage.sweep(plan.pool_root)
     count = _ingest(plan, runner, progress)
+    if recipe is not None:
+        intake.keep_recipe(recipe)
     for step in plan.steps:
         if step.kind == "rows":
             _rows_step(plan, step, count, runner, progress)
         else:
             _global_step(plan, step, count, runner, progress)
-    return Outcome(_shard(plan, count, runner, progress), False)
-
-
-def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
-    """pool.json, or None for a new pool. Raises RecipeError for a pool of another source."""
-    root = plan.pool_root
-    try:
-        found = plan.pool.describe()
-    except (ValueError, NotADirectoryError) as fault:
-        what, hint = split_hint(str(fault))
-        raise RecipeError(f"curate.pool = {root!r}", what, hint) from fault
-    if found is None:
-        if not storage.is_empty(root):
-            raise RecipeError(
-                f"curate.pool = {root!r}",
-                "the folder is not empty and holds no pool (no pool.json)",
-                "name a new or empty folder",
-            )
-        return None
-    if found.get("schema_version") != SCHEMA_VERSION:
-        raise RecipeError(
-            f"curate.pool = {root!r}",
-            f"schema version {found.get('schema_version')}, this clip-pipe reads {SCHEMA_VERSION}",
-        )
-    if found.get("source", {}).get("fingerprint") != plan.source.fingerprint:
-        raise RecipeError(
-            f"curate.pool = {root!r}",
-            f"the pool holds rows of another source (recipe {found.get('recipe')!r}), or the source's files changed",
-            "name a new pool folder, or delete that one",
-        )
-    return found
+    return count
 
 
 def parts_done(plan: CurationPlan, planned: Planned, count: int) -> int:
@@ -100,27 +85,7 @@ def parts_done(plan: CurationPlan, planned: Planned, count: int) -> int:
 
 def _ingest(plan: CurationPlan, runner: Runner, progress: Progress) -> int:
     """Rows come in. pool.json is written first and names the slices, so a re-run takes the same ones."""
-    described = check_pool(plan)
-    if described is None:
-        try:
-            slices = plan.source.stage.parts()
-        except (ValueError, OSError) as fault:
-            what, hint = split_hint(str(fault))
-            raise RecipeError(f"curate.source ({plan.source.use})", what, hint) from fault
-        described = {
-            "schema_version": SCHEMA_VERSION,
-            "recipe": plan.recipe,
-            "parts": len(slices),
-            "source": {
-                "use": plan.source.use,
-                "fingerprint": plan.source.fingerprint,
-                "options": plan.source.options,
-            },
-            "slices": [entry.payload for entry in slices],
-        }
-        storage.write_text(
-            plan.pool.description_path, json.dumps(described, indent=1, default=str) + "\n"
-        )
+    described = intake.begin(plan)
     slices = [Part(number, payload) for number, payload in enumerate(described["slices"])]
     missing = [entry for entry in slices if not storage.exists(plan.pool.rows_path(entry.index))]
     progress.start(f"source {plan.source.use}", len(missing))
@@ -175,15 +140,18 @@ def _global_step(
         buckets = global_step.bucket_count(planned, rows)
         everyone = range(count)
 
-        def each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> None:
-            for _ in _call(runner, function, plan, calls, planned.stage.resources):
-                pass
+        def each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+            found = _call(runner, function, plan, calls, planned.stage.resources)
+            return [result for _, result in found]
 
-        each(global_step.summarize, [(index, buckets, n) for n in everyone])
-        each(global_step.merge, [(index, buckets, count, b) for b in range(buckets)])
+        shares = global_step.spans(planned, rows, count)
+        each(global_step.summarize, [(index, buckets, *share) for share in shares])
+        each(global_step.merge, [(index, buckets, shares, b) for b in range(buckets)])
         if planned.stage.passes() > 1 or global_step.settles(planned):
             each(global_step.settle, [(index, buckets)])
         for done in range(1, planned.stage.passes()):
+            if each(global_step.is_enough, [(index, done)]) == [True]:
+                break
             each(global_step.look_again, [(index, done, n) for n in everyone])
             each(global_step.adjust, [(index, done, count)])
         global_step.keep_state(plan, planned, buckets)
@@ -323,7 +291,7 @@ def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[st
     for later in (
         (p for n, p in enumerate(plan.stages) if n > index and index in p.upstream) if dead else ()
     ):
-        gone = range(_part_count(plan)) if isinstance(later.stage, GlobalStage) else dead
+        gone = range(intake.part_count(plan)) if isinstance(later.stage, GlobalStage) else dead
         for number in gone:
             storage.remove(part.sidecar(plan, later, number))
     for number in dead:
@@ -333,7 +301,3 @@ def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[st
 
 def _all_errors(entry: dict[str, Any]) -> bool:
     return all(reason.startswith("error.") for reason in entry["refused"])
-
-
-def _part_count(plan: CurationPlan) -> int:
-    return int((plan.pool.describe() or {"parts": 0})["parts"])

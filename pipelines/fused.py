@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from curate.contract import parts, storage, tars
 from curate.stage import RowStage, StageError, error
+from pipelines import reuse
 from pipelines.part import (
     alive_mask,
     is_done,
@@ -74,6 +75,8 @@ class _Fused:
             index: [] for index in pending
         }
         self.seconds: dict[int, float] = dict.fromkeys(pending, 0.0)
+        self.taken_over: dict[int, int] = dict.fromkeys(pending, 0)
+        self.prior = {index: reuse.find(plan, plan.stages[index], part) for index in pending}
 
     def run(self) -> None:
         table = load_columns(self.plan, self.columns, self.pending[0], self.part)
@@ -118,10 +121,7 @@ class _Fused:
         """The stage's columns for the living rows of a batch; a row it fails on gets a reason."""
         planned = self.plan.stages[index]
         started = time.perf_counter()
-        if len(batch):
-            done = _attempt(planned, batch.drop_columns(["__row"]))
-        else:
-            done = with_decision(planned.schema.empty_table())
+        done = self._values(index, batch.drop_columns(["__row"]), rows)
         keep = np.asarray(pc.fill_null(done["keep"], True))
         self.refused[index][rows[~keep]] = True
         if index in self.writers:
@@ -130,6 +130,19 @@ class _Fused:
         self.results[index].append((rows, small))
         self.seconds[index] += time.perf_counter() - started
         return done
+
+    def _values(self, index: int, batch: pa.Table, rows: np.ndarray) -> pa.Table:
+        """What the stage says of the rows: taken over where an earlier run asked it, else asked now."""
+        planned, prior = self.plan.stages[index], self.prior[index]
+        nothing = with_decision(planned.schema.empty_table())
+        known = np.zeros(len(batch), dtype=bool) if prior is None else prior.known[rows]
+        if prior is None or not known.any():
+            return attempt(planned, batch) if len(batch) else nothing
+        uids = batch["uid"].filter(pa.array(known)).to_pylist()
+        before = prior.take(rows[known], uids)
+        self.taken_over[index] += int(known.sum())
+        fresh = batch.filter(pa.array(~known))
+        return reuse.spliced(known, before, attempt(planned, fresh) if len(fresh) else nothing)
 
     def _commit(self, index: int, uid: pa.ChunkedArray) -> None:
         planned = self.plan.stages[index]
@@ -149,7 +162,12 @@ class _Fused:
         parts.write_table(
             sidecar(self.plan, planned, self.part),
             full,
-            stats_of(full, self.part, alive, self.seconds[index]),
+            {
+                **stats_of(full, self.part, alive, self.seconds[index]),
+                "taken_over": self.taken_over[index],
+                "measure": planned.measure,
+                "fingerprint": planned.fingerprint,
+            },
         )
 
 
@@ -202,7 +220,7 @@ def opened(planned: Planned) -> Any:
     return _OPENED[key]
 
 
-def _attempt(planned: Planned, batch: pa.Table) -> pa.Table:
+def attempt(planned: Planned, batch: pa.Table) -> pa.Table:
     """``process`` over a batch; when it raises, over halves, down to the row that is at fault."""
     state = opened(planned)
     try:
@@ -215,7 +233,7 @@ def _attempt(planned: Planned, batch: pa.Table) -> pa.Table:
             nulls = pa.table([pa.nulls(1, f.type) for f in planned.schema], schema=planned.schema)
             return with_decision(nulls, error(planned.use, type(fault).__name__))
         half = len(batch) // 2
-        halves = [_attempt(planned, batch.slice(0, half)), _attempt(planned, batch.slice(half))]
+        halves = [attempt(planned, batch.slice(0, half)), attempt(planned, batch.slice(half))]
         return pa.concat_tables(halves, promote_options="permissive")
     if len(done) != len(batch):
         raise StageError(

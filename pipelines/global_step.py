@@ -6,6 +6,8 @@ process holds more than one bucket, and what a part is told is read by that part
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import time
 import zlib
 from typing import Any
@@ -16,11 +18,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.contract import parts, storage
+from curate.contract.manifest import fingerprint
 from curate.stage import GlobalStage
-from pipelines.part import commit_decision, living
+from pipelines.part import alive_mask, commit_decision, living
 from pipelines.plan import CurationPlan, Planned
 
 _MERGE_AT_ONCE = 16
+_SPANS_AT_LEAST = 64  # so that there is work for as many workers
 _STATE_GROUP_ROWS = 16_384
 
 
@@ -35,30 +39,51 @@ def settles(planned: Planned) -> bool:
     return type(planned.stage).settle is not GlobalStage.settle
 
 
-def summarize(plan: CurationPlan, index: int, buckets: int, part: int) -> None:
-    """Commit the partial state of one part, one file per bucket."""
+def spans(planned: Planned, rows: int, part_count: int) -> list[tuple[int, int]]:
+    """The parts, from and up to, that share partials: every partial of a bucketed stage is as many files
+    as there are buckets, so parts of a large pool are summarized some at a time."""
+    size = 1
+    if planned.stage.bucket_by is not None:
+        rows_per_part = max(1, rows // max(part_count, 1))
+        size = max(
+            1, min(planned.stage.bucket_rows // rows_per_part, part_count // _SPANS_AT_LEAST)
+        )
+    return [(n, min(n + size, part_count)) for n in range(0, part_count, size)]
+
+
+def summarize(plan: CurationPlan, index: int, buckets: int, first: int, stop: int) -> None:
+    """Commit the partial state of parts ``first`` up to ``stop``, one file per bucket."""
     planned = plan.stages[index]
-    if storage.exists(_partial(plan, planned, buckets, buckets - 1, part)):
+    last = _partial(plan, planned, buckets, buckets - 1, first, stop)
+    if planned.stage.summary_options is None and storage.exists(last):
         return
-    table, _ = living(plan, index, part)
-    partial = planned.stage.summarize(table)
-    bucket_of = _bucket_of(partial, planned, buckets)
+    masks = {part: alive_mask(plan, planned.upstream, part) for part in range(first, stop)}
+    seen = hashlib.sha256(b"".join(mask.tobytes() for mask in masks.values())).hexdigest()
+    if storage.exists(last) and parts.read_stats(last).get("alive_sha256") == seen:
+        return
+    stage = planned.stage
+    found = [stage.summarize(living(plan, index, part, alive)[0]) for part, alive in masks.items()]
+    partial = found[0] if len(found) == 1 else stage.merge(found)
+    numbers = bucket_of(partial, planned, buckets)
     for bucket in range(buckets):
-        chosen = partial if buckets == 1 else partial.filter(pa.array(bucket_of == bucket))
-        parts.write_table(_partial(plan, planned, buckets, bucket, part), chosen)
+        chosen = partial if buckets == 1 else partial.filter(pa.array(numbers == bucket))
+        path = _partial(plan, planned, buckets, bucket, first, stop)
+        parts.write_table(path, chosen, {"alive_sha256": seen})
 
 
-def merge(plan: CurationPlan, index: int, buckets: int, part_count: int, bucket: int) -> None:
+def merge(
+    plan: CurationPlan, index: int, buckets: int, shares: list[tuple[int, int]], bucket: int
+) -> None:
     """Commit the closed state of one bucket over all parts, holding a few partials at a time."""
     planned = plan.stages[index]
     path = _state(plan, planned, buckets, bucket)
     if storage.exists(path):
         return
     merged: list[pa.Table] = []
-    for start in range(0, part_count, _MERGE_AT_ONCE):
-        numbers = range(start, min(start + _MERGE_AT_ONCE, part_count))
+    for start in range(0, len(shares), _MERGE_AT_ONCE):
         partials = [
-            parts.read_table(_partial(plan, planned, buckets, bucket, number)) for number in numbers
+            parts.read_table(_partial(plan, planned, buckets, bucket, *share))
+            for share in shares[start : start + _MERGE_AT_ONCE]
         ]
         merged = [planned.stage.merge([*merged, *partials])]
     _write_state(path, planned.stage.close(merged[0]))
@@ -72,6 +97,19 @@ def settle(plan: CurationPlan, index: int, buckets: int) -> None:
         return
     states = [parts.read_table(_state(plan, planned, buckets, b)) for b in range(buckets)]
     _write_state(path, planned.stage.settle(states))
+
+
+def is_enough(plan: CurationPlan, index: int, done: int) -> bool:
+    """Whether the passes after ``done`` can be left out; then the state stands where the last would put it."""
+    planned = plan.stages[index]
+    last = _settled(plan, planned, planned.stage.passes())
+    if storage.exists(last):
+        return True
+    state = parts.read_table(_settled(plan, planned, done))
+    if planned.stage.enough(state):
+        _write_state(last, state)
+        return True
+    return False
 
 
 def look_again(plan: CurationPlan, index: int, done: int, part: int) -> None:
@@ -103,11 +141,11 @@ def decide(plan: CurationPlan, index: int, buckets: int, part: int) -> dict[str,
     planned = plan.stages[index]
     started = time.perf_counter()
     table, alive = living(plan, index, part)
-    state = pa.concat_tables(
-        [_state_for(path, part) for path in _last_states(plan, planned, buckets)]
-    )
+    states = [_state_for(path, part) for path in _last_states(plan, planned, buckets)]
+    state = states[0] if len(states) == 1 else pa.concat_tables(states)
     decided = planned.stage.decide(table, state)
-    return commit_decision(plan, index, part, decided, alive, time.perf_counter() - started)
+    seconds = time.perf_counter() - started
+    return commit_decision(plan, index, part, decided, alive, seconds, table["uid"])
 
 
 def keep_state(plan: CurationPlan, planned: Planned, buckets: int) -> None:
@@ -127,11 +165,21 @@ def forget(plan: CurationPlan, planned: Planned) -> None:
     storage.remove(plan.pool.work_folder(planned.fingerprint))
 
 
-def _partial(plan: CurationPlan, planned: Planned, buckets: int, bucket: int, part: int) -> str:
-    folder = plan.pool.work_folder(planned.fingerprint)
-    return storage.join(
-        folder, f"partial-{bucket:04d}-of-{buckets:04d}", f"part-{part:05d}.parquet"
-    )
+def _partial(
+    plan: CurationPlan, planned: Planned, buckets: int, bucket: int, first: int, stop: int
+) -> str:
+    folder = plan.pool.work_folder(_summary_fingerprint(planned))
+    name = f"parts-{first:05d}-{stop - 1:05d}.parquet"
+    return storage.join(folder, f"partial-{bucket:04d}-of-{buckets:04d}", name)
+
+
+def _summary_fingerprint(planned: Planned) -> str:
+    """What names the partials: kept ones outlive another threshold and a grown source."""
+    kept = planned.stage.summary_options
+    if kept is None:
+        return planned.fingerprint
+    options = {name: planned.options[name] for name in kept}
+    return fingerprint(planned.use, planned.stage.version, options, planned.provided_by)
 
 
 def _state(plan: CurationPlan, planned: Planned, buckets: int, bucket: int) -> str:
@@ -170,7 +218,7 @@ def _state_for(path: str, part: int) -> pa.Table:
         whole = pq.ParquetFile(file)
         names = whole.schema_arrow.names
         if "part" not in names:
-            return whole.read(use_threads=False).replace_schema_metadata(None)
+            return _whole_state(path, storage.modified(path))
         column = names.index("part")
         ranges = [
             whole.metadata.row_group(group).column(column).statistics
@@ -185,7 +233,13 @@ def _state_for(path: str, part: int) -> pa.Table:
     return found.filter(pc.equal(found["part"], part))
 
 
-def _bucket_of(partial: pa.Table, planned: Planned, buckets: int) -> np.ndarray:
+@functools.lru_cache(maxsize=1)
+def _whole_state(path: str, modified: str) -> pa.Table:
+    """A state that every part is told whole: read once by a process that decides many parts."""
+    return parts.read_table(path)
+
+
+def bucket_of(partial: pa.Table, planned: Planned, buckets: int) -> np.ndarray:
     """A bucket per row by crc32 of the bucketing column: the same on every machine and release."""
     if buckets == 1:
         return np.zeros(len(partial), dtype=np.int64)

@@ -151,20 +151,30 @@ def reason_counts(reasons: pa.ChunkedArray) -> dict[str, int]:
     }
 
 
-def living(plan: CurationPlan, index: int, part: int) -> tuple[pa.Table, np.ndarray]:
+def living(
+    plan: CurationPlan, index: int, part: int, alive: np.ndarray | None = None
+) -> tuple[pa.Table, np.ndarray]:
     """The kept rows of a part with the columns that stage ``index`` reads, and the mask they come from."""
     planned = plan.stages[index]
-    alive = alive_mask(plan, planned.upstream, part)
+    if alive is None:
+        alive = alive_mask(plan, planned.upstream, part)
     table = load_columns(plan, planned.reads, index, part)
     return (table if alive.all() else table.filter(pa.array(alive))), alive
 
 
 def commit_decision(
-    plan: CurationPlan, index: int, part: int, decided: pa.Table, alive: np.ndarray, seconds: float
+    plan: CurationPlan,
+    index: int,
+    part: int,
+    decided: pa.Table,
+    alive: np.ndarray,
+    seconds: float,
+    uid: pa.ChunkedArray,
 ) -> dict[str, Any]:
-    """Write a global stage's sidecar for one part."""
+    """Write a global stage's sidecar for one part. ``uid``: those of the living rows."""
     planned = plan.stages[index]
-    uid = parts.read_table(plan.pool.rows_path(part), ["uid"])["uid"]
+    if not alive.all():
+        uid = parts.read_table(plan.pool.rows_path(part), ["uid"])["uid"]
     full = scatter(
         with_decision(decided.cast(planned.schema)), alive, sidecar_schema(planned)
     ).add_column(0, "uid", uid)

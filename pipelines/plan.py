@@ -46,6 +46,8 @@ class Planned:
     makes_images: bool
     input_files_sha256: dict[str, str]
     input_fingerprints: tuple[str, ...]
+    provided_by: tuple[str, ...]  # what the values of the columns it reads hang on
+    measure: str  # what a row's own values hang on: not on who refused others, nor on which rows there are
 
     @property
     def schema(self) -> pa.Schema:
@@ -70,6 +72,7 @@ class CurationPlan:
     shards_root: str
     max_error_frac: float
     source: Planned
+    source_content: str  # of the source's files; they may grow in number
     stages: tuple[Planned, ...]
     shard: Planned
     steps: tuple[Step, ...]
@@ -107,12 +110,13 @@ def plan_curation(recipe: Recipe) -> CurationPlan:
             what, hint = split_hint(str(fault))
             raise RecipeError(where, what, hint) from fault
     source = _planned(recipe, curate.source, "source", SourceStage, ())
+    content = fingerprint(source.stage.identity(), sorted(source.input_files_sha256.values()))
     planned: list[Planned] = [source]
     for component in _with_pair_duplicates(curate.stage):
         planned.append(
-            _planned(recipe, component, "stage", (RowStage, GlobalStage), tuple(planned))
+            _planned(recipe, component, "stage", (RowStage, GlobalStage), tuple(planned), content)
         )
-    shard = _planned(recipe, curate.shard, "shard", ShardStage, tuple(planned))
+    shard = _planned(recipe, curate.shard, "shard", ShardStage, tuple(planned), content)
     return CurationPlan(
         recipe=recipe.name,
         seed=recipe.seed,
@@ -120,6 +124,7 @@ def plan_curation(recipe: Recipe) -> CurationPlan:
         shards_root=curate.shards,
         max_error_frac=curate.max_error_frac,
         source=source,
+        source_content=content,
         stages=tuple(planned[1:]),
         shard=shard,
         steps=_steps(planned[1:]),
@@ -146,9 +151,18 @@ def _steps(stages: list[Planned]) -> tuple[Step, ...]:
 
 
 def _planned(
-    recipe: Recipe, component: Component, kind: str, base: Any, above: tuple[Planned, ...]
+    recipe: Recipe,
+    component: Component,
+    kind: str,
+    base: Any,
+    above: tuple[Planned, ...],
+    content: str = "",
 ) -> Planned:
-    """Build one stage, find the providers of what it reads, and fingerprint it."""
+    """Build one stage, find the providers of what it reads, and fingerprint it.
+
+    ``content`` is that of the source's files: what sees the whole pool hangs on it. A row's own values
+    do not, so that files can be added to a source.
+    """
     stage: Stage = components.build(kind, component, recipe.seed)
     if not isinstance(stage, base):
         raise RecipeError(
@@ -177,18 +191,16 @@ def _planned(
         if not o.is_tuning and not (o.is_path and digests)
     }
     places = sum(planned.use == component.use for planned in above) + 1
+    # A source may grow; everything else is known by the content of its files.
+    own = [component.use, stage.version, decisive]
+    own += [] if kind == "source" else [stage.identity(), list(digests.values())]
     return Planned(
         use=component.use,
         name=component.use if places == 1 else f"{component.use}#{places}",
         stage=stage,
-        fingerprint=fingerprint(
-            component.use,
-            stage.version,
-            decisive,
-            stage.identity(),
-            list(digests.values()),
-            fingerprints,
-        ),
+        fingerprint=fingerprint(*own, fingerprints, *([content] if whole else [])),
+        provided_by=_measures(reads, above),
+        measure=fingerprint(*own, _measures(reads, above)),
         options=options,
         upstream=upstream,
         reads=reads,
@@ -197,6 +209,18 @@ def _planned(
         makes_images="image" in names,
         input_files_sha256=digests,
         input_fingerprints=fingerprints,
+    )
+
+
+def _measures(reads: tuple[str, ...], above: tuple[Planned, ...]) -> tuple[str, ...]:
+    """What the values of the columns that a stage reads hang on, provider by provider."""
+    found = [planned for planned in above[1:] if set(planned.columns) & set(reads)]
+    makers = [planned for planned in above if planned.makes_images]
+    if "image" in reads and makers:
+        found.append(makers[-1])
+    return tuple(
+        planned.fingerprint if isinstance(planned.stage, GlobalStage) else planned.measure
+        for planned in [*above[:1], *found]
     )
 
 

@@ -16,6 +16,11 @@ ROOMS = ("curate", "pretrain", "pipelines")
 HEAVY = {
     "torch",
     "ray",
+    "faiss",
+    "scipy",
+    "sentence_transformers",
+    "transformers",
+    "fasttext",
     "img2dataset",
     "open_clip",
     "torchvision",

@@ -161,7 +161,9 @@ def names_and_sizes(files: Sequence[str], root: str = "") -> str:
     """
     folders = [root.split("/")] if root else [name.split("/")[:-1] for name in files]
     shared = 0
-    while all(len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders):
+    while folders and all(
+        len(folder) > shared and folder[shared] == folders[0][shared] for folder in folders
+    ):
         shared += 1
     digest = hashlib.sha256()
     for name in files:

@@ -32,6 +32,7 @@ def prepared(curate_recipe: Callable[..., Any], stages: list[dict[str, Any]]) ->
         ),
         alive,
         0.0,
+        table["uid"],
     )
     return plan, uid
 

@@ -12,7 +12,7 @@ from curate.stage import GlobalStage
 from pipelines import curation, global_step, part
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
-from tests.pipelines.test_curation import SOURCE, Quiet
+from tests.pipelines.test_curation import SOURCE, Quiet, ledger
 from tests.tiny.stages import USE
 
 STAGES = [{"use": f"{USE}:Picture"}, {"use": "filter.duplicate_image"}]
@@ -45,3 +45,19 @@ def test_buckets_grow_with_the_pool(curate_recipe: Callable[..., Any]) -> None:
     assert global_step.bucket_count(plan.stages[0], 1_000_000_000) == 500
     assert global_step.bucket_count(plan.stages[0], 0) == 1
     assert global_step.bucket_count(plan.stages[3], 1_000_000_000) == 1
+
+
+def test_parts_of_a_large_pool_share_partials(
+    curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pair = plan_curation(curate_recipe(SOURCE, STAGES)).stages[0]
+    assert global_step.spans(pair, 1_000_000_000, 10_000)[:2] == [(0, 20), (20, 40)]
+    assert global_step.spans(pair, 47, 6) == [(n, n + 1) for n in range(6)]
+    assert global_step.spans(pair, 0, 1) == [(0, 1)]
+    recipes = [curate_recipe(SOURCE, STAGES, folder=folder) for folder in ("one", "many")]
+    ledgers = []
+    for recipe, at_least in zip(recipes, (64, 2), strict=True):
+        monkeypatch.setattr(global_step, "_SPANS_AT_LEAST", at_least)
+        curation.run(plan_curation(recipe), LocalRunner(), Quiet())
+        ledgers.append(ledger(recipe))
+    assert ledgers[0] == ledgers[1]

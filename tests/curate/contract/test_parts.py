@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from curate.contract import parts
+from curate.contract.columns import CAPTIONS_TYPE
 
 
 def test_paths_are_the_contract_s() -> None:
@@ -42,3 +44,29 @@ def test_pictures_come_back_by_uid(tmp_path: Path) -> None:
 
 def test_no_pool_is_none(tmp_path: Path) -> None:
     assert parts.Pool(str(tmp_path)).describe() is None
+
+
+def test_all_is_compressed_but_the_uids(tmp_path: Path) -> None:
+    texts = [[{"text": "a", "writer": "w", "prompt_sha": "p", "seed": 1}]]
+    table = pa.table(
+        {
+            "uid": ["0" * 32],
+            "entries": pa.array([[1, 2]], pa.list_(pa.int32())),
+            "captions": pa.array(texts, CAPTIONS_TYPE),
+            "embedding_image": pa.array([[0.5, 0.5]], pa.list_(pa.float16(), 2)),
+            "extra": pa.array([[("a", 1)]], pa.map_(pa.string(), pa.int32())),
+            "reason": pa.array(["x"]).dictionary_encode(),
+        }
+    )
+    path = str(tmp_path / "t.parquet")
+    parts.write_table(path, table)
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    columns = [group.column(n) for n in range(group.num_columns)]
+    assert {c.path_in_schema for c in columns if c.compression == "UNCOMPRESSED"} == {"uid"}
+    assert {c.compression for c in columns[1:]} == {"ZSTD"}
+    assert parts.read_table(path).to_pylist() == table.to_pylist()
+
+
+def test_dictionaries_are_for_words_that_repeat(tmp_path: Path) -> None:
+    table = pa.table({"uid": ["a", "b"], "language": ["en", "en"], "n": [1, 2]})
+    assert parts.repetitive(table.schema) == ["language"]

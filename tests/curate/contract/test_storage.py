@@ -46,3 +46,14 @@ def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("a/../b") == str(tmp_path / "b")
     assert storage.absolute("s3://bucket/x") == "s3://bucket/x"
+
+
+def test_the_lists_that_come_along() -> None:
+    path = "clip-pipe://small"
+    assert storage.absolute(path) == path
+    assert storage.exists(path)
+    assert storage.size_bytes(path) == len(storage.read_text(path).encode()) > 10_000
+    assert storage.modified(path)
+    for use in (storage.exists, storage.open_file, storage.size_bytes):
+        with pytest.raises(ValueError, match=r"no such list.*hint: there is clip-pipe://small$"):
+            use("clip-pipe://smal")
