@@ -1,4 +1,4 @@
-"""Keeps rows whose value in one column is within bounds, or equals a value; measures nothing itself."""
+"""Keeps rows whose value in one column is within bounds, or is one of some values; measures nothing itself."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ class Threshold(RowStage):
         column: any column that a stage above writes.
         at_least, at_most: bounds on a number, both inclusive; one of them may be left out.
         equals: the one value to keep (text, true or false, a number) instead of bounds.
+        one_of: the texts to keep, such as ["en", "de"], instead of bounds or ``equals``.
         missing: ``refuse`` or ``keep`` rows where the value is null or not a number (NaN).
 
     Numbers of the recipe are rounded to the column's type before they are compared, so a stored
@@ -31,6 +32,7 @@ class Threshold(RowStage):
     at_least: float | None = None
     at_most: float | None = None
     equals: bool | int | float | str | None = None
+    one_of: tuple[str, ...] = ()
     missing: Literal["refuse", "keep"] = "refuse"
 
     def reads(self) -> tuple[str, ...]:
@@ -41,8 +43,14 @@ class Threshold(RowStage):
 
     def check(self) -> None:
         bounds = [bound for bound in (self.at_least, self.at_most) if bound is not None]
-        if not bounds and self.equals is None:
-            raise ValueError("nothing to compare with. hint: set at_least, at_most, or equals")
+        if not bounds and self.equals is None and not self.one_of:
+            raise ValueError(
+                "nothing to compare with. hint: set at_least, at_most, equals, or one_of"
+            )
+        if self.one_of and (bounds or self.equals is not None):
+            raise ValueError(
+                f"one_of = {list(self.one_of)} and a bound or equals. hint: set one of them"
+            )
         if bounds and self.equals is not None:
             raise ValueError(
                 f"equals = {self.equals!r} and a bound. hint: set equals, or bounds, not both"
@@ -80,7 +88,7 @@ class Threshold(RowStage):
         wanted, fits = "a number", _is_number(kind)
         if isinstance(self.equals, bool):
             wanted, fits = "true or false", pa.types.is_boolean(kind)
-        elif isinstance(self.equals, str):
+        elif isinstance(self.equals, str) or self.one_of:
             wanted, fits = "text", _is_text(kind)
         if not (fits or pa.types.is_null(kind)):
             raise StageError(
@@ -90,7 +98,9 @@ class Threshold(RowStage):
     def _reason(self, value: Any, low: Any, high: Any, equal: Any) -> str | None:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return None if self.missing == "keep" else f"threshold.{self.column}.missing"
-        if equal is not None:
+        if self.one_of:
+            within = value in self.one_of
+        elif equal is not None:
             within = value == equal
         else:
             within = (low is None or value >= low) and (high is None or value <= high)

@@ -49,6 +49,14 @@ def test_equals_takes_text_truth_and_numbers() -> None:
     assert reasons(pa.array([1, 2]), equals=2) == [NO, None]
 
 
+def test_one_of_takes_some_texts() -> None:
+    values = pa.array(["en", "de", "fr", None])
+    assert reasons(values, one_of=("en", "de")) == [None, None, NO, MISSING]
+    assert reasons(values.dictionary_encode(), one_of=("fr",)) == [NO, NO, None, MISSING]
+    with pytest.raises(StageError, match="is int64, not text"):
+        reasons(pa.array([1]), one_of=("1",))
+
+
 @pytest.mark.parametrize("kind", [pa.float16(), pa.float32(), pa.float64()])
 def test_a_bound_is_rounded_as_the_column_is(kind: pa.DataType) -> None:
     values = pa.array([0.05, 0.06], kind)
@@ -75,6 +83,8 @@ def test_dictionary_columns_are_their_values() -> None:
         ({}, "nothing to compare with"),
         ({"at_least": 2.0, "at_most": 1.0}, "at_least = 2.0 is over at_most = 1.0"),
         ({"at_least": 1.0, "equals": "en"}, "and a bound"),
+        ({"at_least": 1.0, "one_of": ("en",)}, "one_of = \\['en'\\] and a bound or equals"),
+        ({"equals": "en", "one_of": ("en",)}, "and a bound or equals"),
         ({"at_most": float("nan")}, "nan"),
         ({"equals": float("nan")}, "nan"),
     ],
