@@ -31,6 +31,12 @@ bench: setup      ## figures of docs/benchmarks.md that take minutes
 	@PYTHONPATH=. $(PY) tests/bench/match.py
 	@PYTHONPATH=. $(PY) tests/bench/text_regions.py
 	@PYTHONPATH=. $(PY) tests/bench/runner.py
+	@PYTHONPATH=. $(PY) tests/bench/balance.py
+	@PYTHONPATH=. $(PY) tests/bench/whatif.py
+	@PYTHONPATH=. $(PY) tests/bench/near_duplicates.py
+	@PYTHONPATH=. $(PY) tests/bench/semantic_duplicates.py
+	@PYTHONPATH=. $(PY) tests/bench/usual_filters.py
+	@PYTHONPATH=. $(PY) tests/bench/entries.py
 
 pins:             ## compile requirements/*.txt from pyproject.toml (needs uv)
 	@tools/pins.sh

@@ -23,6 +23,41 @@ _SET = click.option(
     help="Override one value of the recipe; may be given often.",
 )
 _RECIPE = click.argument("recipe")
+_TS = click.option(
+    "--t",
+    "ts",
+    default="",
+    metavar="5k,20k,...",
+    help="Thresholds of filter.metadata_balance to compare, a column each.",
+)
+_JSON = click.option("--json", "as_json", is_flag=True, help="Figures as JSON.")
+
+
+def _count(name: str, told: str, least: int = 0, **more: Any) -> Any:
+    """An option that is a whole number, ``least`` or more; left out it is ``least``."""
+    return click.option(
+        *name.split(), default=least, type=click.IntRange(min=least), help=told, **more
+    )
+
+
+def _place(command: Callable[..., Any]) -> Callable[..., Any]:
+    """The options that say where worker functions run."""
+    for option in (
+        _count("--workers", "CPUs of the local Ray; 0 means all."),
+        click.option("--address", default="", help="Join this Ray cluster (e.g. auto, or ray://host:10001)."),
+        click.option("--local", is_flag=True, help="Run in this process, without Ray."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+def _one_place(place: dict[str, Any]) -> dict[str, Any]:
+    """``place`` if it is one. Raises UsageError for options that say two."""
+    if place["local"] and (place["address"] or place["workers"]):
+        raise click.UsageError(
+            "--local runs in this process: it goes with neither --address nor --workers"
+        )
+    return place
 
 
 class _Group(click.Group):
@@ -122,42 +157,50 @@ def list_(kind: str | None) -> None:
 @main.command()
 @_RECIPE
 @_SET
-@click.option("--local", is_flag=True, help="Run in this process, without Ray.")
-@click.option(
-    "--address", default="", help="Join this Ray cluster (e.g. auto, or ray://host:10001)."
-)
-@click.option(
-    "--workers", default=0, type=click.IntRange(min=0), help="CPUs of the local Ray; 0 means all."
-)
-def curate(
-    recipe: str, overrides: tuple[str, ...], local: bool, address: str, workers: int
-) -> None:
+@_place
+def curate(recipe: str, overrides: tuple[str, ...], **place: Any) -> None:
     """Turn a recipe's source into shards. Run it again to go on after a crash."""
     from pipelines import commands
 
-    if local and (address or workers):
-        raise click.UsageError(
-            "--local runs in this process: it goes with neither --address nor --workers"
-        )
-    click.echo(commands.curate(recipe, overrides, local=local, address=address, workers=workers))
+    click.echo(commands.curate(recipe, overrides, **_one_place(place)))
 
 
 @main.command()
 @_RECIPE
 @_SET
-@click.option(
-    "--nproc",
-    default=1,
-    type=click.IntRange(min=1),
-    help="Ranks on this machine, one per GPU (torchrun).",
-)
-@click.option(
-    "--ray",
-    "ray_workers",
-    default=0,
-    type=click.IntRange(min=0),
-    help="Ranks on a Ray cluster instead (Ray Train).",
-)
+@_TS
+@_count("--probe", "Fetch N of the rows that would be downloaded, for their sizes.", metavar="N")
+@_place
+@_JSON
+def forecast(
+    recipe: str, overrides: tuple[str, ...], ts: str, probe: int, as_json: bool, **place: Any
+) -> None:
+    """Print what a recipe would keep and cost, after running its text-only stages."""
+    from pipelines import commands
+
+    told = commands.forecast(
+        recipe, overrides, ts=ts, probe=probe, as_json=as_json, **_one_place(place)
+    )
+    click.echo(told)
+
+
+@main.command()
+@click.argument("pool_or_recipe")
+@_SET
+@_TS
+@_JSON
+def whatif(pool_or_recipe: str, overrides: tuple[str, ...], ts: str, as_json: bool) -> None:
+    """Print what other options of the filters would keep, from what the pool holds already."""
+    from pipelines import commands
+
+    click.echo(commands.whatif(pool_or_recipe, overrides, ts=ts, as_json=as_json))
+
+
+@main.command()
+@_RECIPE
+@_SET
+@_count("--nproc", "Ranks on this machine, one per GPU (torchrun).", 1)
+@_count("--ray ray_workers", "Ranks on a Ray cluster instead (Ray Train).")
 @click.option("--address", default="", help="With --ray: the cluster to join.")
 @click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint.")
 def train(
@@ -208,24 +251,107 @@ def report(recipe: str, overrides: tuple[str, ...]) -> None:
     click.echo(commands.report(recipe, overrides))
 
 
+def _options(*rows: tuple[str, Any, str]) -> Callable[[Any], Any]:
+    """Options by rows of (flag, default, help): a default () may be given often, False makes a switch.
+
+    Whole numbers are 0 or more.
+    """
+
+    def added(command: Any) -> Any:
+        for flag, default, words in reversed(rows):
+            more: dict[str, Any] = {"is_flag": default is False, "multiple": default == ()}
+            if type(default) is int:
+                more["type"] = click.IntRange(min=0)
+            shown = default not in ("", (), 0, False)
+            command = click.option(flag, default=default, help=words, show_default=shown, **more)(
+                command
+            )
+        return command
+
+    return added
+
+
+@main.group()
+def entries() -> None:
+    """Build and check entry lists, what score.metadata_match looks for."""
+
+
+@entries.command(name="build")
+@click.option("--out", required=True, help="The list: one entry per line, or JSON by its ending.")
+@_options(
+    ("--extend", "", "An old list: its lines come first and keep their ids."),
+    ("--numbers", False, "The numbers 0 to 99."),
+    ("--wordnet", "", "WordNet's folder of data files, or a list of its names."),
+    ("--lemmas", False, "All of WordNet's words, not only the name of each synset."),
+    ("--corpus", (), "Count words in this .txt, .parquet, .csv, .tsv or .jsonl; may be repeated."),
+    ("--column", "caption", "The column of --corpus and --seen-in that holds texts."),
+    ("--wikipedia", (), "Count words in this pages-articles.xml.bz2; may be repeated."),
+    ("--unigram-min-count", 100, "Take words seen so often."),
+    ("--bigram-min-pmi", 30.0, "Take neighbours with so many bits of mutual information."),
+    ("--bigram-min-count", 1, "Take neighbours seen so often."),
+    ("--titles", (), "Pageviews files, or lines of title, tab, views; may be repeated."),
+    ("--language", "en", "The Wikipedia whose pageviews count."),
+    ("--min-views", 70, "Take titles viewed so often."),
+    ("--seen-in", (), "Take only entries that these texts hold, the most frequent first."),
+    ("--seen-at-least", 1, "Take only entries that so many texts of --seen-in hold."),
+    ("--size", 500_000, "Entries at most."),
+)
+def entries_build(out: str, **options: Any) -> None:
+    """Build an entry list from WordNet, a corpus, Wikipedia and titles; its provenance lies beside it."""
+    from pipelines import commands
+
+    click.echo(commands.entries_build(out, options))
+
+
+@entries.command(name="lint")
+@click.argument("path")
+@click.option(
+    "--rule",
+    default="spaced",
+    type=click.Choice(["spaced", "worldwide"]),
+    help="How it is matched.",
+)
+@_options(
+    ("--json", False, "Every finding, as JSON."),
+    ("--fix", "", "Write the list here with an empty line for each dead entry: ids stay."),
+    ("--renumber", False, "With --fix: leave dead entries out instead; ids change."),
+)
+def entries_lint(path: str, rule: str, json: bool, fix: str, renumber: bool) -> None:
+    """Find entries that can never match, and doubtful ones. Exits 1 if any is dead."""
+    from pipelines import commands
+
+    if renumber and not fix:
+        raise click.UsageError("--renumber goes with --fix")
+    text, fine = commands.entries_lint(path, rule=rule, as_json=json, fix=fix, renumber=renumber)
+    click.echo(text)
+    if not fine:
+        sys.exit(1)
+
+
 @main.command()
-@click.option(
-    "--out",
-    default="runs/demo",
-    show_default=True,
-    help="Where the demo's world, pool, shards and models go.",
+@click.argument("caption")
+@_SET
+@_options(
+    ("--recipe", "", "The recipe whose list, balance and pool are used."),
+    ("--entries", "", "A list instead, or a folder with one per language."),
+    ("--pool", "", "Take the entry counts of this pool."),
+    ("--url", "", "The pair's URL: with it the row's own draw is known."),
+    ("--language", "", "The caption's language, where lists are kept by language."),
+    ("--json", False, "The answer as JSON."),
 )
-@click.option(
-    "--rows",
-    default=0,
-    type=click.IntRange(min=0),
-    help="Rows of the demo world; 0 means its default.",
-)
-@click.option(
-    "--samples",
-    default=0,
-    type=click.IntRange(min=0),
-    help="Training samples of each model; 0 means the default.",
+@click.option("--t", type=click.IntRange(min=1), help="Another threshold than the pool's.")
+def explain(caption: str, json: bool, **options: Any) -> None:
+    """Print what a caption matches, with what probability it is kept, and what it nearly matches."""
+    from pipelines import commands
+
+    click.echo(commands.explain(caption, options, as_json=json))
+
+
+@main.command()
+@_options(
+    ("--out", "runs/demo", "Where the demo's world, pool, shards and models go."),
+    ("--rows", 0, "Rows of the demo world; 0 means its default."),
+    ("--samples", 0, "Training samples of each model; 0 means the default."),
 )
 @click.option(
     "--seed",
@@ -234,12 +360,8 @@ def report(recipe: str, overrides: tuple[str, ...]) -> None:
     show_default=True,
     help="Seed of the world, the curation and both trainings.",
 )
-@click.option(
-    "--seeds",
-    default=1,
-    type=click.IntRange(min=1),
-    show_default=True,
-    help="Train each model with this many seeds and print the spread.",
+@_count(
+    "--seeds", "Train each model with this many seeds and print the spread.", 1, show_default=True
 )
 def demo(out: str, rows: int, samples: int, seed: int, seeds: int) -> None:
     """The whole journey on a rendered world with planted faults: curate, train twice, evaluate, report."""

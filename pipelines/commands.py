@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from curate.contract import storage
@@ -93,7 +94,8 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
     from pipelines import curation, progress
     from pipelines.report import written
 
-    planned = plan_curation(recipe.load(name, overrides))
+    loaded = recipe.load(name, overrides)
+    planned = plan_curation(loaded)
     _slices(planned)
     sharding.check_folder(planned)
     for where, folder in (
@@ -103,22 +105,96 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
         writable(where, folder)
     shown = progress.for_stream()
     try:
-        if local:
-            from pipelines.run_local import LocalRunner
-
-            outcome = curation.run(planned, LocalRunner(), shown)
-        else:
-            from pipelines import run_ray
-
-            shown.say("starting Ray" if not address else f"joining Ray at {address}")
-            with run_ray.connected(address, workers) as runner:
-                outcome = curation.run(planned, runner, shown)
+        with _runner(local, address, workers, shown) as runner:
+            outcome = curation.run(planned, runner, shown, loaded)
         page = written.curation(planned.shards_root, _entry_texts(planned))
     finally:
         shown.close()
     manifest = outcome.manifest
     told = {key: manifest[key] for key in ("recipe", "rows_in", "kept", "shards", "fingerprint")}
     return json.dumps({**told, "folder": planned.shards_root, "report": page}, ensure_ascii=False)
+
+
+@contextlib.contextmanager
+def _runner(local: bool, address: str, workers: int, shown: Any) -> Iterator[Any]:
+    """Where worker functions run: this process, a local Ray, or a cluster."""
+    if local:
+        from pipelines.run_local import LocalRunner
+
+        yield LocalRunner()
+        return
+    from pipelines import run_ray
+
+    shown.say("starting Ray" if not address else f"joining Ray at {address}")
+    with run_ray.connected(address, workers) as runner:
+        yield runner
+
+
+def forecast(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    ts: str,
+    probe: int,
+    as_json: bool,
+    local: bool,
+    address: str,
+    workers: int,
+) -> str:
+    """What a recipe would keep and cost, once its text-only stages are run."""
+    import os
+
+    from pipelines import forecast as forecasting
+    from pipelines import forecast_text, progress, whatif
+
+    loaded = recipe.load(name, overrides)
+    planned = plan_curation(loaded)
+    _slices(planned)
+    writable("curate.pool", planned.pool_root)
+    thresholds = whatif.parse_ts(ts)
+    count = 1 if local or address else workers or os.cpu_count() or 1
+    shown = progress.for_stream()
+    try:
+        with _runner(local, address, workers, shown) as runner:
+            found = forecasting.forecast(
+                loaded, runner, shown, ts=thresholds, sample_rows=probe, workers=count
+            )
+    finally:
+        shown.close()
+    if as_json:
+        return json.dumps(forecasting.record(found), indent=1, ensure_ascii=False)
+    return "\n".join(forecast_text.lines(found))
+
+
+def whatif(where: str, overrides: Sequence[str], *, ts: str, as_json: bool) -> str:
+    """What changed options of filters would keep of a pool, beside what is kept now."""
+    from pipelines import whatif as scenarios
+
+    return scenarios.told(where, overrides, scenarios.parse_ts(ts), as_json)
+
+
+def entries_build(out: str, options: Mapping[str, Any]) -> str:
+    """Build an entry list; one JSON line with what each source gave."""
+    from pipelines import entry_lists
+
+    return entry_lists.build(out, options)
+
+
+def entries_lint(
+    path: str, *, rule: str, as_json: bool, fix: str, renumber: bool
+) -> tuple[str, bool]:
+    """What is wrong with an entry list, and whether it is fine."""
+    from pipelines import entry_lists
+
+    return entry_lists.lint(path, rule=rule, as_json=as_json, fix=fix, renumber=renumber)
+
+
+def explain(caption: str, options: Mapping[str, Any], *, as_json: bool) -> str:
+    """What a caption matches, and what balancing would decide about it."""
+    from pipelines import explain as explaining
+
+    answer = explaining.explain(explaining.Question(caption=caption, **options))
+    return explaining.to_json(answer) if as_json else explaining.to_text(answer)
 
 
 def writable(where: str, folder: str) -> None:
@@ -180,9 +256,9 @@ def _note(text: str) -> None:
 
 def _slices(planned: CurationPlan) -> int:
     """How many parts the source has; its faults become RecipeErrors here, before any work."""
-    from pipelines import curation
+    from pipelines import intake
 
-    described = curation.check_pool(planned)
+    described = intake.check_pool(planned)
     if described is not None:
         return int(described["parts"])
     try:
@@ -195,7 +271,8 @@ def _slices(planned: CurationPlan) -> int:
 def _entry_texts(planned: CurationPlan) -> list[str] | None:
     """The entry list of the plan's matching stage, for the report."""
     for stage in planned.stages:
-        if stage.use == "score.metadata_match":
+        # Under `worldwide` an id means another text in each language, so entries keep their number.
+        if stage.use == "score.metadata_match" and stage.options["rule"] == "spaced":
             from curate.score.metadata_match import read_entries
 
             return read_entries(stage.options["entries"])
@@ -203,11 +280,12 @@ def _entry_texts(planned: CurationPlan) -> list[str] | None:
 
 
 def _plan_lines(planned: CurationPlan) -> list[str]:
-    from pipelines import curation
+    from pipelines import costs, curation, intake
 
-    described = curation.check_pool(planned)
+    described = intake.check_pool(planned)
     count = _slices(planned)
     done_shards = sharding.check_folder(planned) is not None
+    known = costs.rows_known(planned)
     lines = [
         f"pool      {planned.pool_root}",
         f"shards    {planned.shards_root}" + ("  (done)" if done_shards else ""),
@@ -227,6 +305,8 @@ def _plan_lines(planned: CurationPlan) -> list[str]:
             lines.append(
                 f"          {stage.name:28s} {stage.fingerprint[:8]}  {state:18s} {_options(stage.options)}"
             )
+            cost = "" if done == count else costs.plan_cost(planned, index, known)
+            lines += [f"          {'':28s} cost {cost}"] if cost else []
     lines.append(
         f"shard     {'done ' if done_shards else 'to do'} {planned.shard.use}  {planned.shard.fingerprint[:8]}  {_options(planned.shard.options)}"
     )

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.contract import storage
-from pipelines import components
+from pipelines import components, overrides
 from pipelines.components import Component
 from pipelines.errors import RecipeError, did_you_mean, split_hint
 from pretrain.loop import settings
@@ -63,12 +63,12 @@ class Recipe:
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
-def load(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, or of a shipped name, with ``key.path=value`` overrides. Raises RecipeError."""
     path = find(name_or_path)
     data = _read(path, ())
-    for override in overrides:
-        _override(data, override)
+    for change in changes:
+        overrides.apply(data, change)
     return from_data(data, str(path))
 
 
@@ -144,42 +144,6 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
             _merged(mine, value) if isinstance(mine, dict) and isinstance(value, dict) else value
         )
     return result
-
-
-def _override(data: dict[str, Any], text: str) -> None:
-    """Apply ``train.phase.0.global_batch=4096``. The value is TOML; a bare word counts as a string."""
-    key, equals, raw = text.partition("=")
-    if not equals or not key.strip():
-        raise RecipeError(
-            f"--set {text}", "expected key.path=value", "e.g. --set train.phase.0.global_batch=4096"
-        )
-    try:
-        value = tomllib.loads(f"value = {raw}")["value"]
-    except tomllib.TOMLDecodeError:
-        value = raw.strip()
-    *path, last = key.strip().split(".")
-    node: Any = data
-    for step in path:
-        if isinstance(node, list):
-            node = node[_index(node, step, text)]
-        elif step in node:
-            node = node[step]
-        else:
-            node = node.setdefault(step, {})
-        if not isinstance(node, dict | list):
-            raise RecipeError(f"--set {text}", f"{step!r} is a value, not a table")
-    if isinstance(node, list):
-        node[_index(node, last, text)] = value
-    else:
-        node[last] = value
-
-
-def _index(node: list[Any], step: str, text: str) -> int:
-    if not step.isdigit() or int(step) >= len(node):
-        raise RecipeError(
-            f"--set {text}", f"{step!r} is no index of a list of {len(node)}", "the first is 0"
-        )
-    return int(step)
 
 
 def _curate(data: Any, path: str) -> CuratePlan:

@@ -16,7 +16,7 @@ from cli import main
 from tests.tiny import commands
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {"demo", "check", "plan", "curate", "train", "eval", "report", "list", "show"}
+COMMANDS = {"demo", "check", "plan", "forecast", "curate", "whatif", "explain", "entries", "train", "eval", "report", "list", "show"}
 
 
 def toml(folder: Path, **more: str) -> Path:

@@ -13,12 +13,15 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import IO, Any
 
 import fsspec
 
 _DAY_S = 86_400
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
+_OURS = "clip-pipe://"  # an entry list that comes with the tool, on whichever machine opens it
+_OUR_LISTS = Path(__file__).resolve().parent.parent / "entries" / "lists"
 
 
 def is_url(path: str) -> bool:
@@ -28,6 +31,8 @@ def is_url(path: str) -> bool:
 
 def _filesystem(path: str) -> tuple[Any, str]:
     """(filesystem, path inside it). Raises ValueError for a protocol that can't be used here."""
+    if path.startswith(_OURS):
+        return fsspec.filesystem("file"), _our_list(path)
     try:
         return fsspec.core.url_to_fs(path)
     except (ImportError, ValueError) as fault:
@@ -35,6 +40,17 @@ def _filesystem(path: str) -> tuple[Any, str]:
         raise ValueError(
             f"{path}: {fault}. hint: {protocol}:// needs a package of its own for fsspec, such as s3fs for s3://"
         ) from fault
+
+
+def _our_list(path: str) -> str:
+    """The file behind ``clip-pipe://NAME``. Raises ValueError for a name that there is none of."""
+    lists = {file.stem: str(file) for file in _OUR_LISTS.glob("*.txt")}
+    name = path.removeprefix(_OURS)
+    if name not in lists:
+        raise ValueError(
+            f"{path}: no such list comes with clip-pipe. hint: there is {', '.join(_OURS + known for known in sorted(lists))}"
+        )
+    return lists[name]
 
 
 def prepare(folder: str) -> None:

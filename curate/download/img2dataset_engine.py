@@ -75,7 +75,10 @@ class Outcome:
 
 
 class Engine:
-    """One worker's downloader. ``download`` may be called any number of times."""
+    """One worker's downloader. ``download`` may be called any number of times.
+
+    ``wire_bytes`` is the length of each body of the last call, None where none came whole.
+    """
 
     def __init__(
         self,
@@ -92,6 +95,7 @@ class Engine:
         self._encode_format = options.encode_format
         self._thread_count = thread_count
         self._retries = retries
+        self.wire_bytes: list[int | None] = []
         self._resize = functools.partial(
             _rebound(resizer.Resizer.__call__, SuppressStdoutStderr=contextlib.nullcontext),
             resizer.Resizer(**vars(options)),
@@ -100,6 +104,7 @@ class Engine:
     def download(self, urls: list[str | None]) -> list[Outcome]:
         """An Outcome for each URL, in the order of ``urls``."""
         samples = _Samples(len(urls))
+        self.wire_bytes = [None] * len(urls)
         downloader = self._module.Downloader(
             sample_writer_class=samples,
             resizer=self._resized,
@@ -134,7 +139,9 @@ class Engine:
         key, url = row
         for attempt in range(retries + 1):
             try:
-                return key, io.BytesIO(self._guard.get(url)), None
+                body = self._guard.get(url)
+                self.wire_bytes[key] = len(body)
+                return key, io.BytesIO(body), None
             except Refused as refusal:
                 wait_s = _wait_s(refusal, attempt, url or "")
                 if attempt == retries or wait_s is None:

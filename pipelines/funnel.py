@@ -1,0 +1,314 @@
+"""What a plan would keep, stage by stage, from the columns that a pool holds: nothing is measured or written.
+
+A stage that is committed for every part under its own fingerprint is read. A filter that is not is
+worked out anew from stored columns. A measure that is not is read from whichever runs measured the row
+(`reuse`, as a run would); rows that no run measured are told as ``unmeasured`` and leave the funnel.
+One part is in memory at a time, besides one bit per row and the state of a global filter.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from curate.contract import parts, storage
+from curate.contract.parts import stage_folder
+from curate.stage import GlobalStage, pool_state
+from pipelines import curation, fused, global_step, intake, part, reuse
+from pipelines.errors import RecipeError
+from pipelines.plan import CurationPlan, Planned
+
+_BATCH_ROWS = 65_536  # of a filter that is worked out; its own batches are sized for pictures
+
+
+@dataclass(frozen=True)
+class StageCount:
+    """One stage of a funnel. Rows are counted where the first stage that refuses them stands."""
+
+    stage: str
+    rows_in: int
+    refused: dict[str, int] = field(default_factory=dict)  # by reason
+    unmeasured: int = 0  # reach the stage and have no stored value of it
+
+    @property
+    def kept(self) -> int:
+        return self.rows_in - sum(self.refused.values()) - self.unmeasured
+
+
+@dataclass(frozen=True)
+class Funnel:
+    """The stages in order, the source first. ``bound`` says how to read ``kept``: exact, at least, about."""
+
+    stages: tuple[StageCount, ...]
+    bound: str = "exact"
+
+    @property
+    def rows(self) -> int:
+        return self.stages[0].rows_in
+
+    @property
+    def kept(self) -> int:
+        return self.stages[-1].kept
+
+    @property
+    def unmeasured(self) -> int:
+        return sum(stage.unmeasured for stage in self.stages)
+
+    def at(self, stage: str) -> StageCount:
+        """The stage of that name. Raises KeyError."""
+        return {one.stage: one for one in self.stages}[stage]
+
+
+def is_deciding(planned: Planned) -> bool:
+    """Whether a stage only decides on columns, so that it can be worked out without measuring."""
+    looks = planned.makes_images or "image" in planned.reads
+    return (
+        planned.decides and not looks and (not planned.columns or planned.use.startswith("filter."))
+    )
+
+
+def has_values(plan: CurationPlan, planned: Planned) -> bool:
+    """Whether any run left values of this measure in the pool, whatever was refused above it."""
+    folders = plan.pool.columns_folder(planned.use, "?" * 8)
+    own = f"/{stage_folder(planned.use, planned.fingerprint)}/"
+    for path in storage.glob(storage.join(folders, "part-*.parquet")):
+        if own in path:
+            return True
+        if not isinstance(planned.stage, GlobalStage) and _is_of(planned, parts.read_stats(path)):
+            return True
+    return False
+
+
+def _is_of(planned: Planned, stats: dict[str, Any]) -> bool:
+    """Whether a sidecar holds what a run of ``planned`` would take over: the same measure, and not all errors."""
+    return stats.get("measure") == planned.measure and not reuse.failed(stats)
+
+
+def part_count(plan: CurationPlan) -> int:
+    """Parts of the plan's pool. Raises RecipeError where the pool is not there or its rows are not whole."""
+    described = intake.check_pool(plan)
+    hint = "run `clip-pipe curate` or `clip-pipe forecast` first: they make the pool"
+    if described is None:
+        raise RecipeError(f"curate.pool = {plan.pool_root!r}", "there is no pool", hint)
+    count = int(described["parts"])
+    missing = sum(not storage.exists(plan.pool.rows_path(number)) for number in range(count))
+    if missing:
+        raise RecipeError(
+            f"curate.pool = {plan.pool_root!r}",
+            f"{missing} of {count} parts of the source are not read in yet",
+            hint,
+        )
+    return count
+
+
+def evaluate(plan: CurationPlan, base: CurationPlan | None = None) -> Funnel:
+    """The funnel of ``plan`` over its pool. Raises RecipeError for a pool that is not there.
+
+    ``base`` is the run it is compared with: where a measure of the whole pool has no values under
+    ``plan``, those of ``base`` are taken, and the funnel says "about".
+    """
+    with tempfile.TemporaryDirectory(prefix="clip-pipe-") as folder:
+        return _Evaluation(plan, base or plan, folder).funnel()
+
+
+class _Evaluation:
+    """One pass over the stages, from the source on."""
+
+    def __init__(self, plan: CurationPlan, base: CurationPlan, folder: str) -> None:
+        self.plan, self.base, self.folder = plan, base, folder
+        self.count = part_count(plan)
+        own = [curation.parts_done(plan, p, self.count) == self.count for p in plan.stages]
+        self.computed = {i for i, p in enumerate(plan.stages) if not own[i] and is_deciding(p)}
+        # A whole-pool measure of another run saw other rows than would live now.
+        self.stale = any(
+            not own[i] and not is_deciding(p) and isinstance(p.stage, GlobalStage)
+            for i, p in enumerate(plan.stages)
+        )
+        self.rows = [
+            parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(self.count)
+        ]
+        self.alive = [np.packbits(np.ones(rows, dtype=bool)) for rows in self.rows]
+
+    def funnel(self) -> Funnel:
+        counts = [self._stored(-1)]
+        bound = "about" if self.stale else "exact"
+        for index, planned in enumerate(self.plan.stages):
+            if index in self.computed:
+                counts.append(self._computed(index))
+                if bound == "at least" and isinstance(planned.stage, GlobalStage):
+                    bound = "about"  # the rows that left unmeasured would have counted here
+            else:
+                counts.append(self._stored(index))
+                if counts[-1].unmeasured and bound == "exact":
+                    bound = "at least"
+        return Funnel(tuple(counts), bound)
+
+    def _living(self, number: int) -> np.ndarray:
+        return np.unpackbits(self.alive[number], count=self.rows[number]).astype(bool)
+
+    def _stored(self, index: int) -> StageCount:
+        """The decisions that sidecars hold; a row without one was refused above in every run."""
+        rows_in, unmeasured = 0, 0
+        refused: Counter[str] = Counter()
+        for number in range(self.count):
+            left = self._living(number)
+            rows_in += int(left.sum())
+            stay = np.zeros(len(left), dtype=bool)
+            for path in self._sidecars(index, number) if left.any() else ():
+                table = parts.read_table(path, ["keep", "reason"])
+                known = left & np.asarray(table["keep"].is_valid())
+                keep = known & np.asarray(pc.fill_null(table["keep"], True))
+                _count(refused, table["reason"], known & ~keep)
+                stay |= keep
+                left &= ~known
+            unmeasured += int(left.sum())
+            self.alive[number] = np.packbits(stay)
+        name = self.plan.at(index).name
+        return StageCount(name, rows_in, dict(sorted(refused.items())), unmeasured)
+
+    def _computed(self, index: int) -> StageCount:
+        """The decisions of a filter from the columns it reads, for the rows that live."""
+        planned = self.plan.stages[index]
+        rows_in = 0
+        refused: Counter[str] = Counter()
+        states: _States | None = None
+        for number in range(self.count):
+            alive = self._living(number)
+            rows_in += int(alive.sum())
+            if not alive.any():
+                continue
+            table = self._columns(index, number, alive)
+            if isinstance(planned.stage, GlobalStage):
+                if states is None:
+                    states = _States(self._state(index))
+                done = planned.stage.decide(table, states.of(number)).cast(planned.schema)
+            else:
+                starts = range(0, len(table), _BATCH_ROWS)
+                batches = [fused.attempt(planned, table.slice(n, _BATCH_ROWS)) for n in starts]
+                done = pa.concat_tables(batches, promote_options="permissive")
+            self._hold(index, number, done, alive)
+            keep = np.asarray(pc.fill_null(done["keep"], True))
+            _count(refused, done["reason"], ~keep)
+            alive[alive] = keep
+            self.alive[number] = np.packbits(alive)
+        return StageCount(planned.name, rows_in, dict(sorted(refused.items())))
+
+    def _sidecars(self, index: int, number: int) -> list[str]:
+        """Where the values of a stage and part lie: its own sidecar, then earlier runs' of the same measure."""
+        planned = self.plan.at(index)
+        pool = self.plan.pool
+        own = part.sidecar(self.plan, planned, number)
+        if index in self.computed:
+            return [self._held(index, number)]
+        if storage.exists(own):
+            return [own]
+        if isinstance(planned.stage, GlobalStage):
+            before = part.sidecar(self.base, self.base.stages[index], number)
+            return [before] if storage.exists(before) else []
+        return [
+            path
+            for path in storage.glob(pool.columns_path(planned.use, "?" * 8, number))
+            if _is_of(planned, parts.read_stats(path))
+        ]
+
+    def _state(self, index: int) -> pa.Table:
+        """A global filter's state over the rows that live; one bucket of a large one at a time."""
+        planned = self.plan.stages[index]
+        stage: GlobalStage = planned.stage
+        rows = sum(int(self._living(number).sum()) for number in range(self.count))
+        buckets = global_step.bucket_count(planned, rows)
+        if buckets == 1:
+            return pool_state(stage, lambda: self._tables(index))
+        written = 0
+        for table in self._tables(index):
+            partial = stage.summarize(table)
+            numbers = global_step.bucket_of(partial, planned, buckets)
+            for bucket in range(buckets):
+                chosen = partial.filter(pa.array(numbers == bucket))
+                parts.write_table(self._spilled(index, bucket, written), chosen)
+            written += 1
+        states = []
+        for bucket in range(buckets):
+            merged = parts.read_table(self._spilled(index, bucket, 0))
+            for number in range(1, written):
+                more = parts.read_table(self._spilled(index, bucket, number))
+                merged = stage.merge([merged, more])
+            states.append(stage.close(merged))
+        state = stage.settle(states)
+        for _ in range(1, stage.passes()):
+            if stage.enough(state):
+                break
+            looks = [stage.look_again(table, state) for table in self._tables(index)]
+            state = stage.adjust(state, looks)
+        return state
+
+    def _spilled(self, index: int, bucket: int, number: int) -> str:
+        return storage.join(self.folder, f"state-{index}-{bucket}-{number}.parquet")
+
+    def _tables(self, index: int) -> Iterator[pa.Table]:
+        """What a global filter sees: the living rows of each part that has any."""
+        for number in range(self.count):
+            alive = self._living(number)
+            if alive.any():
+                yield self._columns(index, number, alive)
+
+    def _columns(self, index: int, number: int, alive: np.ndarray) -> pa.Table:
+        """uid and the columns that stage ``index`` reads, of the living rows of one part."""
+        reads = self.plan.stages[index].reads
+        above = {n: i for i in range(index) for n in self.plan.stages[i].columns}
+        names = tuple(name for name in reads if name not in above)
+        table = part.load_columns(self.plan, names, index, number)
+        for provider in sorted({above[name] for name in reads if name in above}):
+            wanted = [name for name in reads if above.get(name) == provider]
+            for name, column in self._values(provider, number, wanted).items():
+                table = table.append_column(name, column)
+        return table if alive.all() else table.filter(pa.array(alive))
+
+    def _values(self, index: int, number: int, names: list[str]) -> dict[str, pa.ChunkedArray]:
+        """Stored columns of one stage for all rows of a part, each row from the first sidecar that knows it."""
+        paths = self._sidecars(index, number)
+        tables = [parts.read_table(path, [*names, "keep"]) for path in paths]
+        if len(tables) > 1:
+            known = np.stack([np.asarray(table["keep"].is_valid()) for table in tables])
+            rows = np.arange(known.shape[1]) + known.argmax(axis=0) * known.shape[1]
+            tables = [pa.concat_tables(tables).unify_dictionaries().take(pa.array(rows))]
+        return {name: tables[0][name] for name in names}
+
+    def _hold(self, index: int, number: int, done: pa.Table, alive: np.ndarray) -> None:
+        """Keep the columns of a filter for the stages below, in the folder that is removed at the end."""
+        names = self.plan.stages[index].columns
+        if any(set(names) & set(below.reads) for below in self.plan.stages[index + 1 :]):
+            own = pa.schema([f for f in done.schema if f.name in (*names, "keep")])
+            parts.write_table(self._held(index, number), part.scatter(done, alive, own))
+
+    def _held(self, index: int, number: int) -> str:
+        return storage.join(self.folder, f"{index}-{number}.parquet")
+
+
+class _States:
+    """A global filter's state; one with a column ``part`` is cut, so that a part is told what is its own."""
+
+    def __init__(self, state: pa.Table) -> None:
+        self._routed = "part" in state.column_names
+        self._state = state.sort_by("part") if self._routed else state
+        self._part = np.asarray(self._state["part"]) if self._routed else np.zeros(0)
+
+    def of(self, number: int) -> pa.Table:
+        if not self._routed:
+            return self._state
+        first, end = np.searchsorted(self._part, [number, number + 1])
+        return self._state.slice(first, end - first)
+
+
+def _count(refused: Counter[str], reasons: Any, mask: np.ndarray) -> None:
+    """Add the reasons of the masked rows; ``refused`` where a stage gave none, as in the ledger."""
+    if mask.any():
+        chosen = reasons.filter(pa.array(mask)).cast(pa.string())
+        refused.update(part.reason_counts(pc.fill_null(chosen, "refused")))

@@ -1,0 +1,178 @@
+"""``clip-pipe whatif``: what other options of the filters would keep, beside what is kept now.
+
+Everything comes from the columns that the pool holds: no measure runs again, nothing is written. An
+option of a measure (a score, the download) can be tried only if some run left its values in the pool.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import tomllib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from curate.contract import storage
+from pipelines import overrides, recipe
+from pipelines.errors import RecipeError
+from pipelines.funnel import Funnel, evaluate, has_values, is_deciding, part_count
+from pipelines.plan import CurationPlan, plan_curation
+from pipelines.recipe import Recipe
+from pipelines.side_by_side import funnel_lines, funnel_record
+
+BALANCE = "filter.metadata_balance"
+_STAGE = ("curate", "stage")
+_TRIED = ("curate.stage.", "seed")
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """One column: its name, and the plan with the changed options."""
+
+    name: str
+    plan: CurationPlan
+
+
+def compare(where: str, changes: Sequence[str], ts: Sequence[int] = ()) -> list[tuple[str, Funnel]]:
+    """(name, funnel) of the pool as it is, then of each scenario. Raises RecipeError before any work.
+
+    ``where`` is a pool, whose recipe was kept in it, or a recipe. ``changes`` are ``key=value`` texts
+    and together one scenario; with ``ts``, one for each threshold of the balance.
+    """
+    base, scenarios = _plans(where, changes, ts)
+    found = [("now", evaluate(base))]
+    return found + [(one.name, evaluate(one.plan, base)) for one in scenarios]
+
+
+def told(where: str, changes: Sequence[str], ts: Sequence[int], as_json: bool) -> str:
+    """The text or JSON of the command."""
+    found = compare(where, changes, ts)
+    if as_json:
+        record = [{"name": name, **funnel_record(funnel)} for name, funnel in found]
+        return json.dumps({"changes": list(changes), "columns": record}, indent=1)
+    tried = [f"with {change}" for change in changes if change.startswith(_TRIED)]
+    return "\n".join([*tried, *funnel_lines(found)])
+
+
+def with_t(loaded: Recipe, t: int) -> Recipe:
+    """The recipe with another threshold in its balance, in place of whatever solved it."""
+    data = copy.deepcopy(loaded.resolved)
+    tables = data.get("curate", {}).get("stage", [])
+    found = [table for table in tables if table.get("use") == BALANCE]
+    if len(found) != 1:
+        raise RecipeError(
+            f"--t {t}",
+            f"the recipe has {len(found)} stages {BALANCE}",
+            "--t goes with exactly one"
+            + ("; name it by --set curate.stage.N.t=..." if found else ""),
+        )
+    for key in ("keep", "tail_share"):
+        found[0].pop(key, None)
+    found[0]["t"] = t
+    return recipe.from_data(data, loaded.path)
+
+
+def _plans(
+    where: str, changes: Sequence[str], ts: Sequence[int]
+) -> tuple[CurationPlan, list[Scenario]]:
+    """The plan that the pool was made by, and one plan for each scenario."""
+    in_pool = storage.exists(storage.join(where, "pool.json"))
+    name = _kept_recipe(where) if in_pool else where
+    changed = _load(name, changes)
+    plan = plan_curation(changed)
+    base = plan_curation(_load(name) if in_pool else _as_run(changed, plan, name, changes))
+    _check_measures(base, plan, changed, changes)
+    if not ts:
+        return base, [Scenario("what-if", plan)] if changes else []
+    return base, [Scenario(f"t = {t:,}", plan_curation(with_t(changed, t))) for t in ts]
+
+
+def _as_run(changed: Recipe, plan: CurationPlan, name: str, changes: Sequence[str]) -> Recipe:
+    """The recipe that a pool was last run with, where its user names the recipe and not the pool."""
+    kept = storage.join(plan.pool_root, "recipe.toml")
+    if storage.exists(kept):
+        found = _load(kept)
+        if found.name == changed.name:
+            return found
+    # Else what is not about filters says which run is meant, and the rest is tried.
+    return recipe.load(name, [text for text in changes if not _is_tried(changed, plan, text)])
+
+
+def _load(name: str, changes: Sequence[str] = ()) -> Recipe:
+    """A recipe, also one that lies in a pool behind fsspec."""
+    if not storage.is_url(name):
+        return recipe.load(name, changes)
+    data = tomllib.loads(storage.read_text(name))
+    for change in changes:
+        overrides.apply(data, change)
+    return recipe.from_data(data, name)
+
+
+def _kept_recipe(pool: str) -> str:
+    path = storage.join(pool, "recipe.toml")
+    if not storage.exists(path):
+        raise RecipeError(
+            pool,
+            "the pool holds no recipe.toml, so it is unknown which stages made it",
+            "name the recipe: clip-pipe whatif RECIPE --set ...",
+        )
+    return path
+
+
+def _stage_of(changed: Recipe, plan: CurationPlan, change: str) -> int | None:
+    """The index in the plan of the stage that a change is about."""
+    place = overrides.place_of(changed.resolved, change)
+    if place[:2] != _STAGE or len(place) < 3 or changed.curate is None:
+        return None
+    # The plan may have put filter.duplicate_pair before the recipe's own stages.
+    return int(place[2]) + len(plan.stages) - len(changed.curate.stage)
+
+
+def _is_tried(changed: Recipe, plan: CurationPlan, change: str) -> bool:
+    """Whether a change belongs to the scenario alone: it is about a filter, or the seed."""
+    index = _stage_of(changed, plan, change)
+    if index is None:
+        return change.partition("=")[0].strip() == "seed"
+    return is_deciding(plan.stages[index])
+
+
+def _check_measures(
+    base: CurationPlan, plan: CurationPlan, changed: Recipe, changes: Sequence[str]
+) -> None:
+    """Raise RecipeError where a scenario asks for a measure that the pool does not hold."""
+    part_count(plan)
+    if [p.use for p in base.stages] != [p.use for p in plan.stages]:
+        raise RecipeError(
+            "whatif",
+            "the scenario has other stages than the run it is compared with",
+            "change options of filters only; for other stages run `clip-pipe curate`",
+        )
+    for text in changes:
+        index = _stage_of(changed, plan, text)
+        if index is None or is_deciding(plan.stages[index]):
+            continue
+        if not has_values(plan, plan.stages[index]):
+            raise RecipeError(
+                f"--set {text}",
+                f"{plan.stages[index].use} measures, and the pool holds no values of it with these options",
+                "whatif tries options of filters; to measure anew run `clip-pipe curate` with this --set",
+            )
+
+
+def parse_ts(text: str) -> tuple[int, ...]:
+    """``5k,20_000,1M`` as numbers of rows, in this order. Raises RecipeError."""
+    return tuple(_number(word.strip()) for word in text.split(",")) if text else ()
+
+
+def _number(word: str) -> int:
+    factor: Any = {"k": 1_000, "m": 1_000_000}.get(word[-1:].lower(), 1)
+    try:
+        value = float((word[:-1] if factor > 1 else word).replace("_", "")) * factor
+        if value != int(value) or value < 1:
+            raise ValueError
+    except (ValueError, OverflowError) as fault:
+        raise RecipeError(
+            f"--t {word}", "no whole number of rows", "e.g. --t 5k,20_000,1M"
+        ) from fault
+    return int(value)

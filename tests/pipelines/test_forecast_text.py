@@ -1,0 +1,102 @@
+"""The forecast's words: what is unknown is said to be, errors stand beside sums, upper bounds are called so."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines import costs, forecast, forecast_text
+from pipelines.front import front_of
+from pipelines.funnel import Funnel, StageCount
+from pipelines.plan import plan_curation
+from pipelines.probe import Bytes
+from tests.pipelines.test_funnel import made, stages
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> Any:
+    """``found(**changes)``: a forecast with figures of our own."""
+    entries = tmp_path / "entries.txt"
+    entries.write_text("word0\nword1\n")
+    loaded = made(entries, stages(entries))
+    front = front_of(loaded, plan_curation(loaded))
+    funnel = Funnel((StageCount("source", 100), StageCount("filter.metadata_balance", 100, {"balanced": 40})))  # fmt: skip
+    parts = {"head_entries": 1, "head_matches": 90, "tail_entries": 1, "tail_matches": 10}
+    balance = forecast.Balance({"": 20}, 100, 5, 61.25, 3.5, parts, ((1, "", 90, 0.2222), (0, "", 10, 1.0)))  # fmt: skip
+
+    def make(**changes: Any) -> forecast.Forecast:
+        figures: dict[str, Any] = {
+            "recipe": "r",
+            "pool": "/pool",
+            "front": front,
+            "columns": (forecast.Column("recipe", funnel, balance),),
+            "download": Bytes("unknown", 60),
+            "costs": (forecast.Cost("download.fetch", 60, None),),
+            "workers": 1,
+            "entry_texts": ["cat", "dog"],
+        }
+        return forecast.Forecast(**{**figures, **changes})
+
+    return make
+
+
+def cells(lines: list[str]) -> list[list[str]]:
+    return [line.split() for line in lines]
+
+
+def test_the_balance_and_the_most_frequent_entries(found: Any) -> None:
+    lines = cells(forecast_text.lines(found()))
+    for wanted in (
+        ["t", "20"],
+        ["expected", "to", "be", "kept", "61.2"],
+        ["standard", "deviation", "3.5"],
+        ["this", "seed", "keeps", "60"],
+        ["share", "of", "all", "matches", "10.00%"],
+        ["dog", "90", "0.2222"],
+        ["cat", "10", "1.0000"],
+    ):
+        assert wanted in lines
+
+
+def test_what_is_unknown_is_called_so(found: Any) -> None:
+    lines = forecast_text.lines(found())
+    assert "  bytes unknown: give --probe N to fetch N of them" in lines
+    assert lines[-1].split() == ["download.fetch", "60", "unknown"]
+    assert not any("upper bound" in line for line in lines)
+
+
+def test_a_probe_s_sums_have_their_errors(found: Any) -> None:
+    probe = Bytes("probe", 1_000_000, 100, 0.8, 2.5e11, 1e10, 3e10, 1e9, 0.02)
+    lines = forecast_text.lines(found(download=probe))
+    assert "download: 1,000,000 URLs; of 100 tried 80.0% came" in lines
+    assert "  over the network 250 GB ± 10 GB" in lines
+    assert "  pictures as stored 30 GB ± 1 GB" in lines
+    assert "  shards about 32.9 GB, if no later stage refuses a row" in lines
+
+
+def test_time_names_where_its_rate_is_from(found: Any) -> None:
+    rate = costs.Rate(0.5, "measured in this pool")
+    some = (forecast.Cost("a", 7200, rate), forecast.Cost("b", 10, None))
+    lines = forecast_text.lines(found(costs=some, workers=2))
+    assert lines[-2].split(maxsplit=2)[2] == "about 30 min by 2 workers (measured in this pool)"
+
+
+def test_a_download_s_rate_is_told_for_each_worker(found: Any) -> None:
+    some = (forecast.Cost("download.fetch", 7200, costs.Rate(0.02, "probe")),)
+    line = forecast_text.lines(found(costs=some))[-1]
+    assert line.endswith("(probe); 50 URLs a second and worker, bound by the network")
+
+
+def test_an_upper_bound_names_the_stages_that_were_moved(found: Any) -> None:
+    import dataclasses
+
+    front = dataclasses.replace(found().front, moved=("score.x",))
+    lines = forecast_text.lines(found(front=front))
+    assert lines[2].startswith("upper bound: in the recipe score.x stand behind stages")
+
+
+def test_nothing_to_download(found: Any) -> None:
+    lines = forecast_text.lines(found(download=Bytes("unknown", 5, note="nothing to download"), costs=()))  # fmt: skip
+    assert lines[-1] == "nothing to download"

@@ -1,0 +1,42 @@
+"""Overrides: a component's name stands for the index of the one table that uses it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import overrides, recipe
+from pipelines.errors import RecipeError
+from tests.pipelines.test_recipe import BASE, write
+
+
+def test_a_table_of_a_list_goes_by_its_component_s_name(tmp_path: Path) -> None:
+    for key in ("threshold", "filter.threshold", "0"):
+        loaded = recipe.load(write(tmp_path, BASE), [f"curate.stage.{key}.at_least=2.5"])
+        assert loaded.curate is not None
+        assert loaded.curate.stage[0].options["at_least"] == 2.5
+    assert overrides.place_of(loaded.resolved, "curate.stage.threshold.at_least=1") == (
+        "curate",
+        "stage",
+        "0",
+        "at_least",
+    )
+
+
+def test_a_name_that_two_tables_use_is_refused_with_their_indexes(tmp_path: Path) -> None:
+    twice = '[[curate.stage]]\nuse = "filter.threshold"\ncolumn = "height"\nat_most = 1\n[train]'
+    with pytest.raises(RecipeError) as fault:
+        recipe.load(
+            write(tmp_path, BASE.replace("[train]", twice)), ["curate.stage.threshold.at_most=2"]
+        )
+    assert "2 tables use 'threshold'\nhint: say which by its index: 0 or 1" in str(fault.value)
+
+
+def test_a_misspelt_name_is_answered_with_the_right_one(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as fault:
+        recipe.load(write(tmp_path, BASE), ["curate.stage.treshold.at_most=2"])
+    assert (
+        "'treshold' is no index of a list of 1\nhint: the first is 0; did you mean 'threshold'?"
+        in str(fault.value)
+    )
