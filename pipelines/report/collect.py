@@ -12,7 +12,7 @@ from typing import Any
 
 from curate.contract import storage
 from curate.contract.parts import Pool, stage_folder
-from pipelines.report import entries, ledger, metrics, pictures
+from pipelines.report import entries, ledger, metrics, overlaps, pictures
 from pipelines.report.content import KEPT, EntryBalance, FunnelRow, Report, Totals
 
 _MATCH, _BALANCE = "score.metadata_match", "filter.metadata_balance"
@@ -33,6 +33,10 @@ def curation_report(shards_root: str, entry_texts: Sequence[str] | None = None) 
         notes.append(
             f"The pool {root} is not there: entries and pictures of refused rows are left out."
         )
+    if pool is not None and _by_language(pool, manifest):
+        notes.append(
+            "Entries were matched with a list per language: they are not shown here, `clip-pipe forecast` has them by language."
+        )
     thumbnails = {KEPT: pictures.kept(shards_root)}
     thumbnails |= pictures.refused(pool, manifest.get("images", []), summary.samples)
     return Report(
@@ -40,6 +44,7 @@ def curation_report(shards_root: str, entry_texts: Sequence[str] | None = None) 
         funnel=[_funnel_row(stage) for stage in manifest["stages"]],
         totals=Totals(manifest["rows_in"], manifest["kept"], summary.rows, summary.reasons),
         entries=_entries(manifest, pool, ledger_path, entry_texts),
+        overlap=overlaps.found(pool, manifest) if pool is not None else None,
         thumbnails=thumbnails,
         notes=notes,
         provenance=_provenance(manifest, shards_root),
@@ -100,12 +105,23 @@ def _entries(
     order = [stage["use"] for stage in manifest["stages"]]
     balance = next((name for name in order if _use(name) == _BALANCE), None)
     match = next((stage for stage in manifest["stages"] if _use(stage["use"]) == _MATCH), None)
-    if balance is None or match is None or pool is None:
+    if balance is None or match is None or pool is None or _by_language(pool, manifest):
         return None
     before, after = entries.entry_counts(
         pool, _MATCH, match["fingerprint"], ledger_path, order, balance
     )
     return entries.balance_of(before, after, texts)
+
+
+def _by_language(pool: Pool, manifest: Mapping[str, Any]) -> bool:
+    """Whether ids of entries count within a language's own list, so that they can't be added up."""
+    for stage in manifest["stages"]:
+        if _use(stage["use"]) == _MATCH:
+            folder = pool.columns_folder(_MATCH, stage["fingerprint"])
+            path = storage.join(folder, "manifest.json")
+            if storage.exists(path):
+                return storage.read_json(path, "pool")["options"].get("rule") == "worldwide"
+    return False
 
 
 def _use(name: str) -> str:

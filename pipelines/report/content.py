@@ -53,6 +53,15 @@ class EntryBalance:
 
 
 @dataclass(frozen=True)
+class Overlap:
+    """What of evaluation sets was found among the rows."""
+
+    rows: int  # rows that repeat an item
+    items: int  # items that are repeated
+    most: Sequence[tuple[str, int]]  # (item, rows), the most frequent; not all where there are many
+
+
+@dataclass(frozen=True)
 class Thumb:
     """One sample: its picture where there is one, and its words. All of it is hostile input."""
 
@@ -86,6 +95,7 @@ class Report:
     faults: Sequence[FaultRow] = ()
     faults_note: str = ""
     entries: EntryBalance | None = None
+    overlap: Overlap | None = None
     thumbnails: Mapping[str, Sequence[Thumb]] = field(default_factory=dict)  # KEPT or reason
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by run
     evaluations: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)

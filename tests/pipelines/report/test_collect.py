@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from curate.contract.parts import Pool
 from pipelines.report import collect
 from pipelines.report.content import KEPT
 from tests.tiny import finished_run
@@ -108,3 +109,13 @@ def test_folders_that_are_not_runs_get_a_hint(tmp_path: Path) -> None:
         collect.curation_report(str(tmp_path))
     with pytest.raises(ValueError, match=r"no metrics.jsonl.*hint: "):
         collect.training_report(str(tmp_path), "mine")
+
+
+def test_ids_of_several_lists_are_not_added_up(tmp_path: Path) -> None:
+    shards_root, pool_root = finished_run.make(tmp_path)
+    fingerprint = finished_run.FINGERPRINTS[finished_run.MATCH]
+    folder = Path(Pool(pool_root).columns_folder(finished_run.MATCH, fingerprint))
+    (folder / "manifest.json").write_text(json.dumps({"options": {"rule": "worldwide"}}))
+    report = collect.curation_report(shards_root, ENTRIES)
+    assert report.entries is None
+    assert any("by language" in note for note in report.notes)
