@@ -76,6 +76,8 @@ class Stage:
     version: ClassVar[int] = 1  # raise it when equal options give different output
     resources: ClassVar[Resources] = Resources()
     cures: ClassVar[Mapping[str, str]] = {}  # kind of error -> what a user can do about it
+    # Kinds of error that stay what they are when a later run meets the row; others are asked again.
+    lasting_errors: ClassVar[tuple[str, ...]] = ()
 
     def reads(self) -> tuple[str, ...]:
         """Columns this stage needs. The plan checks that something above provides each."""
@@ -99,6 +101,12 @@ class Stage:
     def check_columns(self, types: Mapping[str, pa.DataType]) -> None:
         """Raise ValueError for columns of a type this stage can't read. ``types``: of ``reads()``."""
 
+    def check_above(self, above: Sequence[Stage]) -> None:
+        """Raise ValueError for stages this one can't stand on. ``above``: all above it, the source first.
+
+        Asked before the columns of ``reads()`` are looked for, so a better hint can be given here.
+        """
+
 
 class SourceStage(Stage):
     """Where rows come from."""
@@ -116,6 +124,10 @@ class SourceStage(Stage):
     def parts(self) -> list[Part]:
         """The slices of the source, in source order. Raises ValueError for an unusable source."""
         raise NotImplementedError
+
+    def sizes_bytes(self) -> dict[str, int]:
+        """Size of every file by its path, so that a file that changed is told from one that was added."""
+        return {}
 
     def produce(self, part: Part) -> Iterator[pa.Table]:
         """Tables with uid, url, caption, keep, reason and the columns of ``writes()``.

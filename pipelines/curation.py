@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from curate.contract import parts, storage
 from curate.contract.manifest import Manifest
 from curate.stage import GlobalStage, Part, Resources
-from pipelines import fused, global_step, intake, part, sharding
+from pipelines import fused, global_step, intake, part, reuse, sharding
 from pipelines.errors import RunFailed
 from pipelines.plan import CurationPlan, Planned, Step
 from pipelines.progress import Progress
@@ -112,7 +112,11 @@ def _rows_step(
         progress.advance()
         for index in step.stages:
             seen[index].append(parts.read_stats(part.sidecar(plan, plan.stages[index], number)))
-    calls = [(step.stages, number) for number in todo]
+    earlier = {}
+    for index in step.stages if todo else ():
+        reuse.note_measure(plan, plan.stages[index])
+        earlier[index] = reuse.fingerprints(plan, plan.stages[index])
+    calls = [(step.stages, number, earlier) for number in todo]
     for _, result in _call(
         runner,
         fused.run_rows,
@@ -291,7 +295,10 @@ def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[st
     for later in (
         (p for n, p in enumerate(plan.stages) if n > index and index in p.upstream) if dead else ()
     ):
-        gone = range(intake.part_count(plan)) if isinstance(later.stage, GlobalStage) else dead
+        gone: Sequence[int] = dead
+        if isinstance(later.stage, GlobalStage):
+            gone = range(intake.part_count(plan))
+            global_step.forget(plan, later)  # a state may hold what those rows were
         for number in gone:
             storage.remove(part.sidecar(plan, later, number))
     for number in dead:

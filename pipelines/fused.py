@@ -34,10 +34,17 @@ _TOLD: set[tuple[str, str]] = set()
 _OPENED: dict[str, Any] = {}  # what RowStage.open() gave, once per process
 
 
-def run_rows(plan: CurationPlan, stages: tuple[int, ...], part: int) -> dict[int, dict[str, Any]]:
+Earlier = dict[int, tuple[str, ...]]  # stage -> fingerprints of runs that measured the same
+
+
+def run_rows(
+    plan: CurationPlan, stages: tuple[int, ...], part: int, earlier: Earlier | None = None
+) -> dict[int, dict[str, Any]]:
     """Run the fused stages that are not done for this part; the stats of all of them, by index."""
+    if earlier is None:
+        earlier = {index: reuse.fingerprints(plan, plan.stages[index]) for index in stages}
     for group in _pending_groups(plan, stages, part):
-        _Fused(plan, group, part).run()
+        _Fused(plan, group, part, earlier).run()
     return {index: parts.read_stats(sidecar(plan, plan.stages[index], part)) for index in stages}
 
 
@@ -55,7 +62,7 @@ def _pending_groups(plan: CurationPlan, stages: tuple[int, ...], part: int) -> l
 class _Fused:
     """The pending row stages of one step over one part: read once, decoded once, committed in order."""
 
-    def __init__(self, plan: CurationPlan, pending: list[int], part: int) -> None:
+    def __init__(self, plan: CurationPlan, pending: list[int], part: int, earlier: Earlier) -> None:
         self.plan, self.pending, self.part = plan, pending, part
         made = {name for index in pending for name in plan.stages[index].columns}
         needed = {name for index in pending for name in plan.stages[index].reads} - made
@@ -76,7 +83,9 @@ class _Fused:
         }
         self.seconds: dict[int, float] = dict.fromkeys(pending, 0.0)
         self.taken_over: dict[int, int] = dict.fromkeys(pending, 0)
-        self.prior = {index: reuse.find(plan, plan.stages[index], part) for index in pending}
+        self.prior = {
+            index: reuse.find(plan, plan.stages[index], part, earlier[index]) for index in pending
+        }
 
     def run(self) -> None:
         table = load_columns(self.plan, self.columns, self.pending[0], self.part)

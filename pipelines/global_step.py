@@ -54,20 +54,19 @@ def spans(planned: Planned, rows: int, part_count: int) -> list[tuple[int, int]]
 def summarize(plan: CurationPlan, index: int, buckets: int, first: int, stop: int) -> None:
     """Commit the partial state of parts ``first`` up to ``stop``, one file per bucket."""
     planned = plan.stages[index]
-    last = _partial(plan, planned, buckets, buckets - 1, first, stop)
-    if planned.stage.summary_options is None and storage.exists(last):
+    paths = [_partial(plan, planned, buckets, b, first, stop) for b in range(buckets)]
+    if planned.stage.summary_options is None and storage.exists(paths[-1]):
         return
     masks = {part: alive_mask(plan, planned.upstream, part) for part in range(first, stop)}
     seen = hashlib.sha256(b"".join(mask.tobytes() for mask in masks.values())).hexdigest()
-    if storage.exists(last) and parts.read_stats(last).get("alive_sha256") == seen:
+    if all(storage.exists(p) and parts.read_stats(p).get("alive_sha256") == seen for p in paths):
         return
     stage = planned.stage
     found = [stage.summarize(living(plan, index, part, alive)[0]) for part, alive in masks.items()]
     partial = found[0] if len(found) == 1 else stage.merge(found)
     numbers = bucket_of(partial, planned, buckets)
-    for bucket in range(buckets):
+    for bucket, path in enumerate(paths):
         chosen = partial if buckets == 1 else partial.filter(pa.array(numbers == bucket))
-        path = _partial(plan, planned, buckets, bucket, first, stop)
         parts.write_table(path, chosen, {"alive_sha256": seen})
 
 

@@ -73,7 +73,8 @@ def keep_recipe(recipe: Recipe) -> None:
 
     def table(kind: str, component: Component) -> dict[str, Any]:
         options = components.resolve_options(kind, component, recipe.seed)
-        plain = {name: _plain(value) for name, value in options.items() if value is not None}
+        # The recipe's own seed stays the recipe's, so that it can be changed in one place.
+        plain = {name: _plain(options[name]) for name in component.options}
         return {"use": component.use, **plain}
 
     data = {
@@ -112,7 +113,7 @@ def _described(
             "fingerprint": plan.source.fingerprint,
             "content": plan.source_content,
             "options": plan.source.options,
-            "files_sha256": plan.source.input_files_sha256,
+            **_known(plan),
         },
         "grown": grown,  # what the pool held before files were added, oldest first
         "slices": slices,
@@ -130,23 +131,64 @@ def _slices(plan: CurationPlan) -> list[dict[str, Any]]:
 
 
 def _grown(plan: CurationPlan, found: dict[str, Any], where: str) -> dict[str, Any]:
-    """The description with the slices of new files behind those that are there."""
-    before, now = found["source"].get("files_sha256", {}), plan.source.input_files_sha256
-    changed = [path for path in before if path in now and now[path] != before[path]]
-    slices = _slices(plan)
-    keys = [json.dumps(piece, sort_keys=True) for piece in slices]
-    held = {json.dumps(piece, sort_keys=True) for piece in found["slices"]}
-    gone = held - set(keys)
-    if changed or gone:
-        what = changed[0] if changed else sorted(gone)[0]
+    """The description with the slices of new files behind those that are there. Raises RecipeError."""
+    slices, held = _slices(plan), found["slices"]
+    if all("path" in piece for piece in [*slices, *held]):
+        added, gone = _new_files(slices, held)
+    elif all("samples" in piece for piece in [*slices, *held]):
+        added, gone = _new_samples(slices, held)
+    else:
+        added, gone = _new_slices(slices, held)
+    before, now = found["source"], _known(plan)
+    changed = [
+        path
+        for key, kept in now.items()
+        for path, value in before.get(key, {}).items()
+        if path in kept and kept[path] != value
+    ]
+    if changed or gone or not (added or now["sizes_bytes"]):
         raise RecipeError(
             where,
-            f"the source's files changed since the pool was made: {what}",
+            f"the source's files changed since the pool was made: {[*changed, *gone, 'one of them'][0]}",
             "files may be added to a source, but those that are there must stay as they are: name a new pool folder",
         )
-    added = [piece for piece, key in zip(slices, keys, strict=True) if key not in held]
-    grown = [
-        *found.get("grown", []),
-        {"parts": found["parts"], "content": found["source"].get("content")},
-    ]
-    return _described(plan, [*found["slices"], *added], grown)
+    grown = [*found.get("grown", []), {"parts": found["parts"], "content": before.get("content")}]
+    return _described(plan, [*held, *added], grown)
+
+
+def _known(plan: CurationPlan) -> dict[str, dict[str, Any]]:
+    """What is remembered of the source's files, to tell new ones from changed ones."""
+    return {
+        "files_sha256": plan.source.input_files_sha256,
+        "sizes_bytes": plan.source.stage.sizes_bytes(),
+    }
+
+
+Slices = list[dict[str, Any]]
+
+
+def _new_files(slices: Slices, held: Slices) -> tuple[Slices, list[str]]:
+    """(slices of files that no held slice is of, files that are gone)."""
+    there, before = {piece["path"] for piece in slices}, {piece["path"] for piece in held}
+    return [piece for piece in slices if piece["path"] not in before], sorted(before - there)
+
+
+def _new_samples(slices: Slices, held: Slices) -> tuple[Slices, list[str]]:
+    """The same for slices that list their samples: new ones may stand between those that are there."""
+    before = {json.dumps(sample) for piece in held for sample in piece["samples"]}
+    added, there = [], set()
+    for piece in slices:
+        keys = [json.dumps(sample) for sample in piece["samples"]]
+        there.update(keys)
+        fresh = [s for s, key in zip(piece["samples"], keys, strict=True) if key not in before]
+        if fresh:
+            added.append({**piece, "samples": fresh})
+    return added, sorted(before - there)
+
+
+def _new_slices(slices: Slices, held: Slices) -> tuple[Slices, list[str]]:
+    """The same for slices of which nothing is known."""
+    keys = [json.dumps(piece, sort_keys=True) for piece in slices]
+    before = {json.dumps(piece, sort_keys=True) for piece in held}
+    added = [piece for piece, key in zip(slices, keys, strict=True) if key not in before]
+    return added, sorted(before - set(keys))

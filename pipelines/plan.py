@@ -96,8 +96,11 @@ class CurationPlan:
         return None
 
 
-def plan_curation(recipe: Recipe) -> CurationPlan:
-    """The checked plan of a recipe's [curate] table. Raises RecipeError."""
+def plan_curation(recipe: Recipe, held: tuple[Planned, str] | None = None) -> CurationPlan:
+    """The checked plan of a recipe's [curate] table. Raises RecipeError.
+
+    ``held``: the source and its content as a pool has them; then the source's files are not looked at.
+    """
     if recipe.curate is None:
         raise RecipeError(
             recipe.path, "no [curate] table", "this recipe only trains: use `clip-pipe train`"
@@ -109,8 +112,11 @@ def plan_curation(recipe: Recipe) -> CurationPlan:
         except ValueError as fault:
             what, hint = split_hint(str(fault))
             raise RecipeError(where, what, hint) from fault
-    source = _planned(recipe, curate.source, "source", SourceStage, ())
-    content = fingerprint(source.stage.identity(), sorted(source.input_files_sha256.values()))
+    if held is not None:
+        source, content = held
+    else:
+        source = _planned(recipe, curate.source, "source", SourceStage, ())
+        content = fingerprint(source.stage.identity(), sorted(source.input_files_sha256.values()))
     planned: list[Planned] = [source]
     for component in _with_pair_duplicates(curate.stage):
         planned.append(
@@ -169,8 +175,9 @@ def _planned(
             component.where,
             f"{component.use} is a {type(stage).__mro__[1].__name__}, which can't stand here",
         )
-    reads = _reads(stage, kind, component, above)
     try:
+        stage.check_above([planned.stage for planned in above])
+        reads = _reads(stage, kind, component, above)
         names = stage.writes().names
         digests = {path: _identity(path, _WHOLE_HASH_BYTES[kind]) for path in stage.inputs()}
     except (ValueError, OSError) as fault:
@@ -184,12 +191,7 @@ def _planned(
     upstream = _upstream(reads, above, everything=whole)
     fingerprints = tuple(above[index + 1].fingerprint for index in upstream)
     options = {item.name: getattr(stage, item.name) for item in dataclasses.fields(stage)}
-    described = components.describe(kind, component.use).options
-    decisive = {
-        o.name: options[o.name]
-        for o in described
-        if not o.is_tuning and not (o.is_path and digests)
-    }
+    decisive = decisive_options(kind, component.use, options, bool(digests))
     places = sum(planned.use == component.use for planned in above) + 1
     # A source may grow; everything else is known by the content of its files.
     own = [component.use, stage.version, decisive]
@@ -210,6 +212,18 @@ def _planned(
         input_files_sha256=digests,
         input_fingerprints=fingerprints,
     )
+
+
+def decisive_options(
+    kind: str, use: str, options: dict[str, Any], has_files: bool
+) -> dict[str, Any]:
+    """The options that a fingerprint has; paths are left out where the files' content is in it."""
+    described = components.describe(kind, use).options
+    return {
+        option.name: options[option.name]
+        for option in described
+        if not option.is_tuning and not (option.is_path and has_files)
+    }
 
 
 def _measures(reads: tuple[str, ...], above: tuple[Planned, ...]) -> tuple[str, ...]:

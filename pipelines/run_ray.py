@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -109,15 +110,34 @@ def connected(address: str = "", workers: int = 0) -> Iterator[RayRunner]:
 
     started = not ray.is_initialized()
     signals = _Signals()
+    with _stdout_for_results():
+        try:
+            if started:
+                _start(ray, address, workers)
+            signals.listen()  # after ray.init, which takes SIGTERM for itself
+            yield RayRunner(ray, signals)
+        finally:
+            if started:
+                ray.shutdown()
+            signals.restore()
+
+
+@contextmanager
+def _stdout_for_results() -> Iterator[None]:
+    """Ray tells of lost workers on file descriptor 1, which is for results: meanwhile that is stderr."""
+    sys.stdout.flush()
     try:
-        if started:
-            _start(ray, address, workers)
-        signals.listen()  # after ray.init, which takes SIGTERM for itself
-        yield RayRunner(ray, signals)
+        kept = os.dup(1)
+        os.dup2(2, 1)
+    except OSError:  # no such descriptor: nothing to keep clean
+        yield
+        return
+    try:
+        yield
     finally:
-        if started:
-            ray.shutdown()
-        signals.restore()
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 class _Signals:

@@ -120,7 +120,7 @@ def is_empty(folder: str) -> bool:
     """Whether a folder is not there or holds nothing but files that were never committed."""
     if not exists(folder):
         return True
-    return all(TEMPORARY in path.rsplit("/", 1)[-1] for path in _listed(folder))
+    return all(TEMPORARY in path.rsplit("/", 1)[-1] for path in listed(folder))
 
 
 def sweep(folder: str) -> None:
@@ -150,9 +150,13 @@ def _is_abandoned(path: str) -> bool:
     return time.time() - os.path.getmtime(path) > _DAY_S
 
 
-def _listed(folder: str) -> list[str]:
+def listed(folder: str) -> list[str]:
+    """What lies in a folder, sorted, each usable with ``open_file``; nothing where there is no folder."""
     fs, inner = _filesystem(folder)
-    return [str(path) for path in fs.ls(inner, detail=False)]
+    if not fs.exists(inner):
+        return []
+    found = sorted(str(path) for path in fs.ls(inner, detail=False))
+    return [str(fs.unstrip_protocol(path)) for path in found] if is_url(folder) else found
 
 
 def remove(path: str) -> None:

@@ -67,6 +67,20 @@ class Fetch(RowStage):
         "refused": "start the server",
         "timeout": "raise `timeout` or `retries`, or lower `thread_count`",
     }
+    # A run with another threshold fetches what may have passed again, but not what the picture is.
+    lasting_errors: ClassVar[tuple[str, ...]] = (
+        "bad_url",
+        "scheme",
+        "http.404",
+        "http.410",
+        "opt_out",
+        "too_large.bytes",
+        "not_an_image",
+        "too_small",
+        "too_large.pixels",
+        "too_large.aspect",
+        "decode",
+    )
     batch_rows: ClassVar[int] = 512  # one window of URLs: a slow one delays at most these
 
     image_size: int = 256  # px; of the short side in keep_ratio

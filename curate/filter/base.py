@@ -26,6 +26,7 @@ class FirstOfEqual(GlobalStage):
     column: ClassVar[str]
     refusal: ClassVar[str]
     bucket_by: ClassVar[str | None] = "value"
+    bucket_rows: ClassVar[int] = 500_000  # merging takes about 300 bytes a row
 
     def reads(self) -> tuple[str, ...]:
         return (self.column, "part", "row")

@@ -68,6 +68,9 @@ class ImageTars(SourceStage):
     def inputs(self) -> tuple[str, ...]:
         return identity_files(self._files)
 
+    def sizes_bytes(self) -> dict[str, int]:
+        return {path: storage.size_bytes(path) for path in self._files}
+
     def identity(self) -> str:
         return names_and_sizes(self._files)
 

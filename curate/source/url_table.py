@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
+from curate.contract import storage
 from curate.source.base import (
     RESERVED,
     empty_source,
@@ -58,6 +59,9 @@ class UrlTable(SourceStage):
 
     def inputs(self) -> tuple[str, ...]:
         return identity_files(self._files)
+
+    def sizes_bytes(self) -> dict[str, int]:
+        return {path: storage.size_bytes(path) for path in self._files}
 
     def identity(self) -> str:
         return names_and_sizes(self._files)

@@ -42,7 +42,7 @@ def test_the_same_decisions_for_any_number_of_buckets(
 
 def test_buckets_grow_with_the_pool(curate_recipe: Callable[..., Any]) -> None:
     plan = plan_curation(curate_recipe(SOURCE, [*STAGES, {"use": f"{USE}:Common"}]))
-    assert global_step.bucket_count(plan.stages[0], 1_000_000_000) == 500
+    assert global_step.bucket_count(plan.stages[0], 1_000_000_000) == 2000
     assert global_step.bucket_count(plan.stages[0], 0) == 1
     assert global_step.bucket_count(plan.stages[3], 1_000_000_000) == 1
 
@@ -51,7 +51,7 @@ def test_parts_of_a_large_pool_share_partials(
     curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pair = plan_curation(curate_recipe(SOURCE, STAGES)).stages[0]
-    assert global_step.spans(pair, 1_000_000_000, 10_000)[:2] == [(0, 20), (20, 40)]
+    assert global_step.spans(pair, 1_000_000_000, 10_000)[:2] == [(0, 5), (5, 10)]
     assert global_step.spans(pair, 47, 6) == [(n, n + 1) for n in range(6)]
     assert global_step.spans(pair, 0, 1) == [(0, 1)]
     recipes = [curate_recipe(SOURCE, STAGES, folder=folder) for folder in ("one", "many")]

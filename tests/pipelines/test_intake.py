@@ -20,6 +20,7 @@ from pipelines.plan import plan_curation
 from pipelines.recipe import load
 from pipelines.run_local import LocalRunner
 from tests.pipelines.test_curation import Quiet
+from tests.tiny.pictures import encoded, quadrants
 
 
 def write_rows(path: Path, first: int, count: int) -> None:
@@ -161,3 +162,94 @@ def test_the_pool_keeps_its_recipe_for_any_folder(
     assert again.shard.fingerprint == plan.shard.fingerprint
     assert [stage.options for stage in again.stages] == [stage.options for stage in plan.stages]
     assert intake.check_pool(again) is not None
+
+
+def test_a_changed_file_is_seen_among_very_many(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("curate.source.base._IDENTITY_FILES", 2)
+    folder = tmp_path / "many"
+    folder.mkdir()
+    for number in range(6):
+        write_rows(folder / f"{number}.parquet", number * 3, 3)
+    recipe = curate_recipe({"use": "source.url_table", "path": str(folder)}, [])
+    run(recipe)
+    write_rows(folder / "4.parquet", 900, 4)
+    write_rows(folder / "6.parquet", 30, 3)
+    with pytest.raises(RecipeError, match=r"files changed.*4\.parquet"):
+        run(recipe)
+
+
+def test_other_sizes_of_parts_are_for_new_files(
+    curate_recipe: Callable[..., Any], source: dict[str, Any]
+) -> None:
+    recipe = curate_recipe(source, stages(source))
+    run(recipe)
+    write_rows(Path(source["path"]) / "c.parquet", 42, 20)
+    again = curate_recipe({**source, "rows_per_part": 20}, stages(source))
+    run(again)
+    assert len(ledger(again)) == 62
+    assert json.loads(Path(again.curate.pool, "pool.json").read_text())["parts"] == 6
+
+
+def test_pictures_may_be_added_anywhere_in_a_folder(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+
+    def add(name: str) -> None:
+        (folder / f"{name}.png").write_bytes(encoded(quadrants()))
+        (folder / f"{name}.txt").write_text(f"words of {name}")
+
+    for name in ("b", "d", "f"):
+        add(name)
+    recipe = curate_recipe({"use": "source.folder", "path": str(folder), "rows_per_part": 2}, [])
+    run(recipe)
+    for name in ("a", "c", "g"):
+        add(name)
+    run(recipe)
+    captions = [row["caption"] for row in ledger(recipe)]
+    assert captions[:3] == ["words of b", "words of d", "words of f"]
+    assert sorted(captions) == [f"words of {name}" for name in "abcdfg"]
+    (folder / "d.png").unlink()
+    (folder / "d.txt").unlink()
+    with pytest.raises(RecipeError, match="files changed"):
+        run(recipe)
+
+
+def test_counts_are_of_the_rows_that_live_now(
+    curate_recipe: Callable[..., Any], source: dict[str, Any]
+) -> None:
+    """A threshold above the balance changes which rows are counted; kept counts must not outlive it."""
+    write_rows(Path(source["path"]) / "e.parquet", 100, 400)
+    source = {**source, "rows_per_part": 100}
+
+    def chain(words: int) -> list[dict[str, Any]]:
+        shape = {"use": "score.caption_shape"}
+        short = {"use": "filter.threshold", "column": "caption_chars", "at_most": words}
+        return [shape, short, *stages(source, t=60)]
+
+    for characters in (12, 11, 12, 100):
+        pool = curate_recipe(source, chain(characters))
+        storage.remove(pool.curate.shards)
+        run(pool)
+        fresh = curate_recipe(source, chain(characters), folder=f"fresh{characters}")
+        run(fresh)
+        assert ledger(pool) == ledger(fresh)
+
+
+def test_counts_by_another_column_are_others(
+    curate_recipe: Callable[..., Any], source: dict[str, Any]
+) -> None:
+    def chain(by: str) -> list[dict[str, Any]]:
+        match, balance = stages(source)
+        return [match, {**balance, "by": by, "reference": ""} if by else balance]
+
+    for by in ("", "caption", ""):
+        pool = curate_recipe(source, chain(by))
+        storage.remove(pool.curate.shards)
+        run(pool)
+        fresh = curate_recipe(source, chain(by), folder=f"fresh-{by}")
+        run(fresh)
+        assert ledger(pool) == ledger(fresh)

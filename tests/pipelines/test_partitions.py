@@ -18,13 +18,13 @@ from pipelines.plan import CurationPlan, plan_curation
 from pipelines.run_local import LocalRunner
 from tests.pipelines.test_curation import Quiet
 
-ROWS = 500
+ROWS = 300
 WORDS = ("red", "blue", "dog", "cat", "sun", "tree", "car", "house")
 BALANCES: dict[str, dict[str, Any]] = {
-    "t": {"t": 40},
-    "keep": {"keep": 300},
+    "t": {"t": 20},
+    "keep": {"keep": 120},
     "tail share": {"tail_share": 0.3},
-    "by language": {"t": 40, "by": "lang"},
+    "by language": {"t": 20, "by": "lang"},
 }
 
 
@@ -37,10 +37,10 @@ def listed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     captions = [
         " ".join(WORDS[n] for n in row) + f" number {k % 60}" for k, row in enumerate(ranks)
     ]
-    captions[300:340] = captions[0:40]
-    captions[400:440] = [f"{caption}!" for caption in captions[40:80]]
+    captions[200:230] = captions[0:30]
+    captions[250:280] = [f"{caption}!" for caption in captions[40:70]]
     urls = [f"http://h/{k}.jpg" for k in range(ROWS)]
-    urls[300:340], urls[400:440] = urls[0:40], urls[40:80]
+    urls[200:230], urls[250:280] = urls[0:30], urls[40:70]
     table = pa.table(
         {
             "url": urls,
@@ -82,8 +82,7 @@ def test_any_parts_and_buckets(
     curate_recipe: Callable[..., Any], listed: Path, balance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     found = []
-    many = 100 if balance == "keep" else 20
-    for parts, bucket_rows in ((1, 2_000_000), (7, 2_000_000), (many, 90)):
+    for parts, bucket_rows in ((1, 2_000_000), (7, 2_000_000), (100, 150)):
         monkeypatch.setattr(GlobalStage, "bucket_rows", bucket_rows)
         recipe = recipe_of(curate_recipe, listed, parts, balance, f"{parts}")
         curation.run(plan_curation(recipe), LocalRunner(), Quiet())

@@ -111,6 +111,93 @@ def test_what_can_not_work_is_said_before_any_work(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(("by", "fine"), [("", False), ("url", False), ("language", True)])
+def test_lists_of_several_languages_are_never_balanced_as_one(
+    curate_recipe: Callable[..., Any], tmp_path: Path, by: str, fine: bool
+) -> None:
+    """Ids start at 0 in each language's list: added up, they would be of different entries."""
+    for name, text in (("en", "dog\ncat\n"), ("de", "Hund\nKatze\n")):
+        (tmp_path / "lists").mkdir(exist_ok=True)
+        (tmp_path / "lists" / f"{name}.txt").write_text(text)
+    match = {
+        "use": "score.metadata_match",
+        "entries": str(tmp_path / "lists"),
+        "rule": "worldwide",
+    }
+    balance = {"use": "filter.metadata_balance", "t": 10, "by": by}
+    recipe = curate_recipe(SOURCE, [{"use": "score.language"}, match, balance])
+    if fine:
+        plan_curation(recipe)
+        return
+    with pytest.raises(RecipeError, match=r"different languages.*\nhint: by = \"language\""):
+        plan_curation(recipe)
+
+
+@pytest.mark.parametrize(
+    ("options", "fallback", "fine"),
+    [
+        ({"t": 10}, "", False),
+        ({"keep": 10, "reference": "fr"}, "", False),
+        ({"t": 10, "reference": "de"}, "", True),
+        ({"t": 10, "reference": ""}, "", True),
+        ({"tail_share": 0.1}, "", True),
+        ({"t": 10}, "de", True),
+    ],
+)
+def test_the_reference_has_a_list(
+    curate_recipe: Callable[..., Any],
+    tmp_path: Path,
+    options: dict[str, Any],
+    fallback: str,
+    fine: bool,
+) -> None:
+    """With a fallback, rows of a language without a list match, too."""
+    (tmp_path / "lists").mkdir()
+    for name, text in (("de", "Hund\n"), ("nl", "hond\n")):
+        (tmp_path / "lists" / f"{name}.txt").write_text(text)
+    match = {"use": "score.metadata_match", "entries": str(tmp_path / "lists")}
+    match |= {"rule": "worldwide", "fallback": fallback}
+    balance = {"use": "filter.metadata_balance", "by": "language", **options}
+    recipe = curate_recipe(SOURCE, [{"use": "score.language"}, match, balance])
+    if fine:
+        plan_curation(recipe)
+        return
+    with pytest.raises(RecipeError, match=r"are of de, nl\nhint: reference = one of these"):
+        plan_curation(recipe)
+
+
+@pytest.mark.parametrize(
+    ("stages", "hint"),
+    [
+        ([{"use": "score.picture_shape"}], 'of = "stored"'),
+        (
+            [{"use": "score.phash"}, {"use": "filter.near_duplicate", "prefer": "largest"}],
+            'prefer = "largest_stored", below score.picture_shape with of = "stored"',
+        ),
+        (
+            [{"use": "score.phash"}, {"use": "filter.near_duplicate", "prefer": "largest_stored"}],
+            "put score.picture_shape above it",
+        ),
+    ],
+)
+def test_a_source_that_brings_pictures_has_no_sizes_as_fetched(
+    curate_recipe: Callable[..., Any], tmp_path: Path, stages: list[Any], hint: str
+) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_bytes(b"x")
+    source = {"use": "source.folder", "path": str(tmp_path / "photos")}
+    with pytest.raises(RecipeError) as fault:
+        plan_curation(curate_recipe(source, stages))
+    assert str(fault.value).endswith(f"hint: {hint}")
+    shape = [{"use": "score.picture_shape", "of": "stored"}]
+    stored = [one | ({"prefer": "largest_stored"} if "prefer" in one else {}) for one in stages]
+    plan_curation(
+        curate_recipe(
+            source, shape + [one for one in stored if one["use"] != "score.picture_shape"]
+        )
+    )
+
+
 def test_a_component_may_stand_twice(curate_recipe: Callable[..., Any]) -> None:
     threshold = {"use": "filter.threshold", "column": "length"}
     plan = plan_curation(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,20 +61,43 @@ def test_another_threshold_above_measures_new_rows_only(
     assert known == min(rows_in, max(rows for rows, _ in taken[:-1]))
 
 
+def test_rows_of_two_earlier_runs_are_joined(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """One run saw the short captions, another the long ones; the third needs neither to be measured."""
+
+    def chain(**bounds: int) -> list[dict[str, Any]]:
+        return [
+            {"use": f"{USE}:Length"},
+            {"use": "filter.threshold", "column": "length", **bounds},
+            {"use": f"{USE}:Picture"},
+        ]
+
+    for bounds in ({"at_most": 14}, {"at_least": 15}, {"at_most": 100}):
+        recipe = curate_recipe(SOURCE, chain(**bounds))
+        run(recipe)
+    plan = plan_curation(recipe)
+    stats = [parts.read_stats(part.sidecar(plan, plan.stages[3], n)) for n in range(6)]
+    assert [s["taken_over"] for s in stats] == [s["rows_in"] for s in stats]
+    fresh = curate_recipe(SOURCE, chain(at_most=100), folder="fresh")
+    run(fresh)
+    assert shard_bytes(recipe) == shard_bytes(fresh)
+
+
 def test_pictures_are_taken_over_and_not_fetched_again(
     curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from tests.tiny.stages import Picture
 
-    run(curate_recipe(SOURCE, stages(12, tmp_path / "calls")))
+    run(curate_recipe(SOURCE, stages(12, tmp_path / "calls", dead="")))
 
     def refuse(self: Any, batch: pa.Table, state: Any) -> pa.Table:
         raise AssertionError("fetched again")
 
     monkeypatch.setattr(Picture, "process", refuse)
-    recipe = curate_recipe(SOURCE, stages(10, tmp_path / "calls"))
+    recipe = curate_recipe(SOURCE, stages(10, tmp_path / "calls", dead=""))
     run(recipe)
-    assert sum(row["keep"] for row in ledger(recipe)) == 9
+    assert sum(row["keep"] for row in ledger(recipe)) == 10
     assert not [row for row in ledger(recipe) if "AssertionError" in (row["reason"] or "")]
 
 
@@ -87,14 +111,87 @@ def test_another_option_of_its_own_is_measured_anew(
     assert reuse.find(plan, plan.stages[4], 1) is None, "its pictures are others"
 
 
-def test_a_part_in_which_all_failed_is_asked_again(
+def test_a_row_that_failed_is_asked_again(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.tiny.stages import Picture
+
+    first = curate_recipe(SOURCE, stages(12, tmp_path / "a", dead="number 3"))
+    run(first)
+    failed = {row["uid"] for row in ledger(first) if row["reason"] == "error.tiny.dead"}
+    assert len(failed) > 1
+    asked: list[str] = []
+    original = Picture.process
+
+    def process(self: Any, batch: pa.Table, state: Any) -> pa.Table:
+        asked.extend(batch["uid"].to_pylist())
+        return original(self, batch, state)
+
+    monkeypatch.setattr(Picture, "process", process)
+    again = curate_recipe(SOURCE, stages(10, tmp_path / "a", dead="number 3"))
+    run(again)
+    assert asked
+    assert set(asked) <= failed
+
+
+def test_a_failure_that_lasts_is_taken_over(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = pa.table(
+        {
+            "keep": [True, False, False, None, False],
+            "reason": [None, "error.x.gone", "error.x.busy", None, "dull"],
+        }
+    )
+    plan = plan_curation(curate_recipe(SOURCE, stages(12, tmp_path / "a")))
+    planned = dataclasses.replace(plan.stages[3], use="x")
+    monkeypatch.setattr(type(planned.stage), "lasting_errors", ("gone",))
+    assert reuse.known_rows(planned, table).tolist() == [True, True, False, False, True]
+
+
+def test_a_service_that_came_back_is_asked(
     curate_recipe: Callable[..., Any], tmp_path: Path
 ) -> None:
+    """An earlier run with a high max_error_frac left errors; a later one, with other rows, starts anew."""
+    flag = tmp_path / "up"
+    service = {"use": f"{USE}:Service", "flag": str(flag)}
+    run(curate_recipe(SOURCE, [{"use": f"{USE}:Common", "most": 12}, service], max_error_frac=1.0))
+    flag.touch()
+    recipe = curate_recipe(SOURCE, [{"use": f"{USE}:Common", "most": 10}, service])
+    run(recipe)
+    assert not [row for row in ledger(recipe) if "refused" in (row["reason"] or "")]
+
+
+def test_a_state_counted_before_dead_parts_were_given_back_is_dropped(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flag = tmp_path / "up"
+    chain = [{"use": f"{USE}:Service", "flag": str(flag)}, {"use": f"{USE}:Common", "most": 10}]
+
+    def stop(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    killed = curate_recipe(SOURCE, chain, max_error_frac=1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr("tests.tiny.stages.Common.decide", stop)
+        with pytest.raises(KeyboardInterrupt):
+            run(killed)
     with pytest.raises(RunFailed):
-        run(curate_recipe(SOURCE, stages(12, tmp_path / "a", dead="number")))
-    recipe = curate_recipe(SOURCE, stages(10, tmp_path / "a", dead="number"))
+        run(curate_recipe(SOURCE, chain))
+    flag.touch()
+    recipe = curate_recipe(SOURCE, chain)
+    run(recipe)
+    fresh = curate_recipe(SOURCE, chain, folder="fresh")
+    run(fresh)
+    assert ledger(recipe) == ledger(fresh)
+
+
+def test_a_pool_s_name_is_no_pattern(curate_recipe: Callable[..., Any], tmp_path: Path) -> None:
+    for most in (12, 10):
+        recipe = curate_recipe(SOURCE, stages(most, tmp_path / "a"), folder="run[1]")
+        run(recipe)
     plan = plan_curation(recipe)
-    assert all(reuse.find(plan, plan.stages[3], n) is None for n in range(6))
+    assert parts.read_stats(part.sidecar(plan, plan.stages[2], 0))["taken_over"] > 0
 
 
 def test_rows_come_back_in_their_order() -> None:

@@ -145,3 +145,14 @@ def test_a_signal_ends_a_run_on_a_ray_of_its_own(tmp_path: Path, number: signal.
         lambda: list(tmp_path.glob("pool/rows/*.parquet")),
     )
     assert list(tmp_path.glob("pool/rows/*.parquet"))
+
+
+def test_what_ray_says_on_stdout_goes_to_stderr(
+    ray_address: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with run_ray.connected():
+        os.write(1, b"(raylet) a worker died\n")
+    os.write(1, b"{}\n")
+    told = capfd.readouterr()
+    assert told.out == "{}\n"
+    assert "(raylet) a worker died" in told.err

@@ -204,3 +204,12 @@ def test_hostile_files_each_get_one_reason_and_nothing_hangs() -> None:
         if row["image"] is not None:
             assert min(decode(row["image"]).shape[:2]) == 256, name
     assert sum(row["reason"] is None for row in rows.values()) > 100
+
+
+def test_failures_that_last_are_kinds_that_are_documented() -> None:
+    from curate.download import fetch
+
+    table = fetch.__doc__ or ""
+    for kind in fetch.Fetch.lasting_errors:
+        assert kind.split(".")[0] in table
+        assert kind not in ("timeout", "connection", "refused", "dns", "http.503", "http.429")
