@@ -80,6 +80,7 @@ class Description:
     class_name: str
     summary: str
     options: tuple[Option, ...]
+    words: str = ""  # the class's docstring, where its options are explained
 
 
 def found(kind: str) -> list[str]:
@@ -103,7 +104,13 @@ def describe(kind: str, use: str) -> Description:
         module, _, name = use.partition(":")
         cls = _import_class(module, name, where=use)
         return Description(
-            kind, use, cls.__module__, cls.__qualname__, _first_line(cls), _options_of_class(cls)
+            kind,
+            use,
+            cls.__module__,
+            cls.__qualname__,
+            _first_line(cls),
+            _options_of_class(cls),
+            _words_of_class(cls),
         )
     path = ROOT.joinpath(*f"{spec.package}.{use}".split(".")).with_suffix(".py")
     known = found(kind)
@@ -117,8 +124,11 @@ def describe(kind: str, use: str) -> Description:
     summary = (ast.get_docstring(ast.parse(path.read_text())) or "").split("\n")[0]
     if spec.package == "curate":
         cls = _import_class(module, node.name, where=use)
-        return Description(kind, use, module, node.name, summary, _options_of_class(cls))
-    return Description(kind, use, module, node.name, summary, tuple(_options_of_source(node, path)))
+        options, words = _options_of_class(cls), _words_of_class(cls)
+    else:
+        options = tuple(_options_of_source(node, path))
+        words = ast.get_docstring(node) or ""
+    return Description(kind, use, module, node.name, summary, options, words)
 
 
 def load(kind: str, use: str) -> type:
@@ -343,4 +353,16 @@ def _evaluate(annotation: Any) -> Any:
 
 
 def _first_line(cls: type) -> str:
-    return (inspect.getdoc(cls) or "").split("\n")[0]
+    return _own_words(cls).split("\n")[0]
+
+
+def _words_of_class(cls: type) -> str:
+    """Its docstring, then those of bases whose options it shares and that explain them."""
+    shared = [words for base in cls.__mro__[1:] if "\nOptions" in (words := _own_words(base))]
+    return "\n\n".join([words for words in (_own_words(cls),) if words] + shared)
+
+
+def _own_words(cls: type) -> str:
+    """The docstring written in a class; dataclasses without one are given their signature."""
+    words = cls.__doc__ or ""
+    return "" if words.startswith(f"{cls.__name__}(") else inspect.cleandoc(words)

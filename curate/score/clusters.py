@@ -38,7 +38,8 @@ class Clusters(GlobalStage):
 
     Options:
         embedding: the column to group by.
-        column: what to write, where pictures and captions are both grouped.
+        column: the name of the column to write; another one where pictures and captions are both
+            grouped.
         clusters: how many; pools with fewer rows get fewer. With rows / 1000, a cluster has 2000 rows.
         sample: rows that the fit sees; faiss asks for 40 or more for each cluster.
         seed: the recipe's where it is left out.

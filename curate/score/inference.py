@@ -27,7 +27,7 @@ _kept_alive: list[Any] = []
 def import_torchvision() -> None:
     """Make ``import torchvision`` work beside a CPU-only torch; open_clip and transformers need it.
 
-    The registry's torchvision is built for CUDA. Beside a CPU build of torch its compiled part does
+    PyPI's torchvision is built for CUDA. Beside a CPU build of torch its compiled part does
     not load, and its Python part then describes two operators that nobody declared. Declaring them
     is enough for what is used here, transforms.
     """

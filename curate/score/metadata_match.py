@@ -77,6 +77,10 @@ class MetadataMatch(RowStage):
         for path in self._lists.values():
             read_entries(path)
 
+    def languages(self) -> tuple[str, ...]:
+        """Languages whose rows can match; empty where rows of any language can."""
+        return () if self.rule == "spaced" or self.fallback else tuple(self._lists)
+
     def open(self) -> Matcher | Worldwide:
         """Raises StageError where the list has gone since the plan: no row could be judged."""
         try:

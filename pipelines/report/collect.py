@@ -12,8 +12,8 @@ from typing import Any
 
 from curate.contract import storage
 from curate.contract.parts import Pool, stage_folder
-from pipelines.report import entries, ledger, metrics, overlaps, pictures
-from pipelines.report.content import KEPT, EntryBalance, FunnelRow, Report, Totals
+from pipelines.report import balance, entries, ledger, metrics, options, overlaps, pictures
+from pipelines.report.content import KEPT, Balance, EntryBalance, FunnelRow, Report, Totals
 
 _MATCH, _BALANCE = "score.metadata_match", "filter.metadata_balance"
 
@@ -35,15 +35,19 @@ def curation_report(shards_root: str, entry_texts: Sequence[str] | None = None) 
         )
     if pool is not None and _by_language(pool, manifest):
         notes.append(
-            "Entries were matched with a list per language: they are not shown here, `clip-pipe forecast` has them by language."
+            "Entries were matched with a list per language: single ones are not shown here, `clip-pipe forecast` has them by language."
         )
     thumbnails = {KEPT: pictures.kept(shards_root)}
-    thumbnails |= pictures.refused(pool, manifest.get("images", []), summary.samples)
+    thumbnails |= pictures.refused(
+        pool, manifest.get("images", []), summary.samples, manifest["stages"]
+    )
+    found, balanced = _entries(manifest, pool, ledger_path, entry_texts)
     return Report(
         title=f"Curation: {manifest['recipe']}",
-        funnel=[_funnel_row(stage) for stage in manifest["stages"]],
+        funnel=[_funnel_row(stage, pool, manifest.get("seed")) for stage in manifest["stages"]],
         totals=Totals(manifest["rows_in"], manifest["kept"], summary.rows, summary.reasons),
-        entries=_entries(manifest, pool, ledger_path, entry_texts),
+        entries=found,
+        balance=balanced,
         overlap=overlaps.found(pool, manifest) if pool is not None else None,
         thumbnails=thumbnails,
         notes=notes,
@@ -87,46 +91,50 @@ def read_manifest(shards_root: str) -> dict[str, Any]:
     return json.loads(storage.read_text(path))
 
 
-def _funnel_row(stage: Mapping[str, Any]) -> FunnelRow:
+def _funnel_row(stage: Mapping[str, Any], pool: Pool | None, seed: int | None) -> FunnelRow:
+    use = options.use_of(stage)
     return FunnelRow(
-        stage=stage_folder(stage["use"], stage["fingerprint"]),
+        stage=stage_folder(use, stage["fingerprint"]),
         use=stage["use"],
         rows_in=stage["rows_in"],
         kept=stage["kept"],
         refused=dict(sorted(stage["refused"].items(), key=lambda item: (-item[1], item[0]))),
         seconds=stage.get("seconds", 0.0),
+        options=options.told(use, options.resolved(pool, stage), seed),
     )
 
 
 def _entries(
     manifest: Mapping[str, Any], pool: Pool | None, ledger_path: str, texts: Sequence[str] | None
-) -> EntryBalance | None:
-    """The entries' section where the run matched entries, balanced by them, and has its pool."""
-    order = [stage["use"] for stage in manifest["stages"]]
-    balance = next((name for name in order if _use(name) == _BALANCE), None)
-    match = next((stage for stage in manifest["stages"] if _use(stage["use"]) == _MATCH), None)
-    if balance is None or match is None or pool is None or _by_language(pool, manifest):
-        return None
-    before, after = entries.entry_counts(
-        pool, _MATCH, match["fingerprint"], ledger_path, order, balance
+) -> tuple[EntryBalance | None, Balance | None]:
+    """The entries and the threshold, where the run matched, balanced and has its pool."""
+    stages = {options.use_of(stage): stage for stage in reversed(manifest["stages"])}
+    if _BALANCE not in stages or pool is None:
+        return None, None
+    stage = stages[_BALANCE]
+    state = balance.state_of(pool, stage)
+    counts = None
+    if _MATCH in stages and not _by_language(pool, manifest):
+        counts = entries.entry_counts(
+            pool,
+            _MATCH,
+            stages[_MATCH]["fingerprint"],
+            ledger_path,
+            [stage["use"] for stage in manifest["stages"]],
+            stage["use"],
+            None if state is None or balance.is_grouped(state) else state,
+        )
+    chosen = options.resolved(pool, stage)
+    return (
+        entries.balance_of(counts.before, counts.after, texts) if counts is not None else None,
+        balance.balance_of(stage, state, chosen, counts) if state is not None else None,
     )
-    return entries.balance_of(before, after, texts)
 
 
 def _by_language(pool: Pool, manifest: Mapping[str, Any]) -> bool:
     """Whether ids of entries count within a language's own list, so that they can't be added up."""
-    for stage in manifest["stages"]:
-        if _use(stage["use"]) == _MATCH:
-            folder = pool.columns_folder(_MATCH, stage["fingerprint"])
-            path = storage.join(folder, "manifest.json")
-            if storage.exists(path):
-                return storage.read_json(path, "pool")["options"].get("rule") == "worldwide"
-    return False
-
-
-def _use(name: str) -> str:
-    """A stage's ``use``: a second one of the same in a recipe is named ``use#2``."""
-    return name.partition("#")[0]
+    matches = [stage for stage in manifest["stages"] if options.use_of(stage) == _MATCH]
+    return any(options.resolved(pool, stage).get("rule") == "worldwide" for stage in matches)
 
 
 def _provenance(manifest: Mapping[str, Any], shards_root: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ class FunnelRow:
     kept: int
     refused: Mapping[str, int] = field(default_factory=dict)  # reason -> rows
     seconds: float = 0.0
+    options: str = ""  # those that are required or differ from their defaults, as in a recipe
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,32 @@ class EntryBalance:
 
 
 @dataclass(frozen=True)
+class BalanceGroup:
+    """The entries of one group (a language; all of them where none are told apart) and their t."""
+
+    group: str
+    t: int
+    head_entries: int  # with t rows or more
+    head_matches: int
+    tail_entries: int
+    tail_matches: int
+
+
+@dataclass(frozen=True)
+class Balance:
+    """The threshold that rows were balanced with, and how many were to be expected of it."""
+
+    name: str  # the stage's
+    groups: Sequence[
+        BalanceGroup
+    ]  # those with the most matches first; not all where there are many
+    n_groups: int
+    kept: int
+    expected: float | None = None  # the sum of the rows' chances
+    sigma: float | None = None  # standard deviation of the number kept, in rows
+
+
+@dataclass(frozen=True)
 class Overlap:
     """What of evaluation sets was found among the rows."""
 
@@ -70,6 +97,8 @@ class Thumb:
     caption: str
     captions: Sequence[str] = ()
     note: str = ""
+    repeats: Thumb | None = None  # the row that stays in this one's stead
+    item: str = ""  # what of an evaluation set it repeats
 
 
 @dataclass(frozen=True)
@@ -95,6 +124,7 @@ class Report:
     faults: Sequence[FaultRow] = ()
     faults_note: str = ""
     entries: EntryBalance | None = None
+    balance: Balance | None = None
     overlap: Overlap | None = None
     thumbnails: Mapping[str, Sequence[Thumb]] = field(default_factory=dict)  # KEPT or reason
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by run

@@ -7,6 +7,7 @@ Counted part by part from the pool, with the ledger beside it; only the counts a
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
@@ -14,10 +15,22 @@ import pyarrow.compute as pc
 
 from curate.contract import parts
 from curate.contract.parts import Pool
+from curate.filter import balancing
 from pipelines.report.content import EntryBalance, EntryRow
 from pipelines.report.ledger import Cursor
 
 _CURVE_POINTS = 240
+
+
+@dataclass
+class EntryCounts:
+    """Rows per entry id, int64 of equal lengths, and what balancing was expected to do."""
+
+    before: np.ndarray  # rows that reached balancing
+    after: np.ndarray  # rows that it kept
+    unmatched: int = 0  # rows that reached it with no entry
+    expected: float | None = None  # sum of the chances of the rows with an entry
+    variance: float = 0.0
 
 
 def entry_counts(
@@ -27,17 +40,20 @@ def entry_counts(
     ledger_path: str,
     stage_order: Sequence[str],
     balance: str,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(rows that reached ``balance``, rows that it kept) per entry id; int64, equal lengths.
+    state: pa.Table | None = None,
+) -> EntryCounts:
+    """The rows that reached ``balance`` and those that it kept, by entry.
 
     ``use`` and ``fingerprint`` are those of the stage that wrote the column ``entries``;
     ``stage_order`` names the run's stages in order, as the ledger does. Rows that a stage after
-    ``balance`` refused were kept by it.
+    ``balance`` refused were kept by it. ``state``: entry, count and t of a balance without groups;
+    what it was expected to keep is left out without one, and where its counts are of another pool.
     """
     description = pool.describe() or {"parts": 0}
     place = {name: number for number, name in enumerate(stage_order)}
     ledger = Cursor(ledger_path, ["keep", "stage"])
-    before = after = np.zeros(0, np.int64)
+    counts = EntryCounts(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    counts.expected = None if state is None else 0.0
     for part in range(description["parts"]):
         entries = parts.read_table(pool.columns_path(use, fingerprint, part), ["entries"])[
             "entries"
@@ -48,10 +64,16 @@ def entry_counts(
         # Where each row ended: at the place of the stage that refused it, or past the last one.
         ended = np.array([place.get(stage, -1) for stage in rows["stage"].to_pylist()])
         ended[np.asarray(rows["keep"])] = len(place)
-        before = _added(before, entries, ended >= place[balance])
-        after = _added(after, entries, ended > place[balance])
-    size = max(len(before), len(after))
-    return _padded(before, size), _padded(after, size)
+        reached = entries.filter(pa.array(ended >= place[balance]))
+        counts.before = _added(counts.before, reached)
+        counts.after = _added(counts.after, entries.filter(pa.array(ended > place[balance])))
+        lengths = pc.fill_null(pc.list_value_length(reached), 0)
+        counts.unmatched += pc.sum(pc.equal(lengths, 0)).as_py() or 0
+        if state is not None and counts.expected is not None:
+            _expect(counts, reached, state)
+    size = max(len(counts.before), len(counts.after))
+    counts.before, counts.after = _padded(counts.before, size), _padded(counts.after, size)
+    return counts
 
 
 def balance_of(
@@ -77,9 +99,21 @@ def balance_of(
     )
 
 
-def _added(counts: np.ndarray, entries: pa.ChunkedArray, chosen: np.ndarray) -> np.ndarray:
-    """``counts`` plus how often each id stands in the lists of the chosen rows."""
-    lists = entries.filter(pa.array(chosen))
+def _expect(counts: EntryCounts, reached: pa.ChunkedArray, state: pa.Table) -> None:
+    """Add the chances of some rows; none are known any more where an entry has no count."""
+    columns = (np.asarray(state[name]) for name in ("entry", "count", "t"))
+    try:
+        chances = balancing.chances(reached, *columns)
+    except ValueError:
+        counts.expected = None
+        return
+    matched = chances[~np.isnan(chances)]
+    counts.expected = (counts.expected or 0.0) + float(matched.sum())
+    counts.variance += float((matched * (1.0 - matched)).sum())
+
+
+def _added(counts: np.ndarray, lists: pa.ChunkedArray) -> np.ndarray:
+    """``counts`` plus how often each id stands in the lists."""
     more = np.bincount(np.asarray(pc.list_flatten(lists)).astype(np.int64))
     size = max(len(counts), len(more))
     return _padded(counts, size) + _padded(more, size)

@@ -28,6 +28,7 @@ class LedgerSample:
     uid: str
     url: str
     caption: str
+    stage: str = ""  # the name of the one that refused it
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ def summarize(path: str, per_reason: int = 6) -> LedgerSummary:
     rows = kept = 0
     reasons: Counter[str] = Counter()
     drawn: dict[str, list[tuple[float, int, LedgerSample]]] = {}
-    for batch in batches(path, ["uid", "url", "caption", "keep", "reason"]):
+    for batch in batches(path, ["uid", "url", "caption", "keep", "reason", "stage"]):
         kept += batch["keep"].true_count
         for position, draw, reason, index in _refused(batch, rows):
             reasons[reason] += 1
@@ -109,5 +110,6 @@ def _refused(batch: pa.RecordBatch, before: int) -> Iterator[tuple[int, float, s
 
 
 def _sample(batch: pa.RecordBatch, index: int, position: int) -> LedgerSample:
-    uid, url, caption = (batch[name][index].as_py() or "" for name in ("uid", "url", "caption"))
-    return LedgerSample(position, uid, url, caption[:2000])
+    names = ("uid", "url", "caption", "stage")
+    uid, url, caption, stage = (batch[name][index].as_py() or "" for name in names)
+    return LedgerSample(position, uid, url, caption[:2000], stage)

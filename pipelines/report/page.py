@@ -33,11 +33,18 @@ class _Evaluation:
 
 
 @dataclass(frozen=True)
+class _Shown:
+    thumb: Thumb
+    uri: str | None
+    repeats: _Shown | None
+
+
+@dataclass(frozen=True)
 class _Gallery:
     name: str
     anchor: str
     count: int | None
-    thumbs: list[tuple[Thumb, str | None]]
+    shown: list[_Shown]
 
 
 def write_report(path: str, report: Report) -> None:
@@ -127,11 +134,16 @@ def _galleries(report: Report) -> list[_Gallery]:
             name,
             f"samples-{number}",
             counts.get(name),
-            [(thumb, thumbs.data_uri(thumb.image)) for thumb in report.thumbnails[name]],
+            [_shown(thumb) for thumb in report.thumbnails[name]],
         )
         for number, name in enumerate(order)
         if report.thumbnails[name]
     ]
+
+
+def _shown(thumb: Thumb) -> _Shown:
+    repeats = _shown(thumb.repeats) if thumb.repeats is not None else None
+    return _Shown(thumb, thumbs.data_uri(thumb.image), repeats)
 
 
 def _count(number: int | None) -> str:

@@ -11,12 +11,14 @@ import tarfile
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.contract import parts, shards, storage
 from curate.contract.parts import Pool
+from pipelines.report import repeated
 from pipelines.report.content import Thumb
 from pipelines.report.ledger import LedgerSample
 
@@ -40,17 +42,32 @@ def refused(
     pool: Pool | None,
     image_fingerprints: Sequence[str],
     samples: Mapping[str, Sequence[LedgerSample]],
+    stages: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, list[Thumb]]:
     """The sampled rows of each reason, with the newest picture the pool has of each.
 
     ``image_fingerprints``: of the stages that made pictures, newest last. A row that was refused
-    before its picture was fetched has none.
+    before its picture was fetched has none. ``stages``, of the shards' manifest, tell of which rows
+    it is a copy.
     """
-    found = _pictures(pool, image_fingerprints, [row for rows in samples.values() for row in rows])
-    return {
-        reason: [Thumb(row.uid, found.get(row.uid), row.caption, note=row.url) for row in rows]
-        for reason, rows in samples.items()
-    }
+    every = [row for rows in samples.values() for row in rows]
+    ends = _ends(pool)
+    copies = repeated.found(pool, stages, every, ends) if pool is not None and ends else {}
+    wanted = [(bisect_right(ends, row.position), row.uid) for row in every]
+    wanted += [(copy.row.part, copy.row.uid) for copy in copies.values() if copy.row is not None]
+    found = _pictures(pool, image_fingerprints, wanted) if pool is not None and ends else {}
+
+    def thumb(row: LedgerSample) -> Thumb:
+        copy = copies.get(row.position, repeated.Repeated())
+        stays = copy.row
+        of = None
+        if stays is not None:
+            of = Thumb(stays.uid, found.get(stays.uid), stays.caption, note=stays.url)
+        return Thumb(
+            row.uid, found.get(row.uid), row.caption, note=row.url, repeats=of, item=copy.item
+        )
+
+    return {reason: [thumb(row) for row in rows] for reason, rows in samples.items()}
 
 
 def _first_rows(path: str, count: int) -> pa.Table:
@@ -81,18 +98,22 @@ def _thumb(uid: str, members: Mapping[str, bytes]) -> Thumb:
     )
 
 
-def _pictures(
-    pool: Pool | None, fingerprints: Sequence[str], rows: Sequence[LedgerSample]
-) -> dict[str, bytes]:
-    """uid -> newest picture, for those of ``rows`` that have one."""
+def _ends(pool: Pool | None) -> list[int]:
+    """Rows of the pool up to the end of each part."""
     description = pool.describe() if pool is not None else None
-    if pool is None or description is None or not rows or not fingerprints:
-        return {}
+    if pool is None or description is None:
+        return []
     sizes = [parts.read_stats(pool.rows_path(part))["rows"] for part in range(description["parts"])]
-    ends = list(accumulate(sizes))
+    return list(accumulate(sizes))
+
+
+def _pictures(
+    pool: Pool, fingerprints: Sequence[str], wanted: Sequence[tuple[int, str]]
+) -> dict[str, bytes]:
+    """uid -> newest picture, for those of the wanted (part, uid) that have one."""
     by_part: dict[int, set[str]] = {}
-    for row in rows:
-        by_part.setdefault(bisect_right(ends, row.position), set()).add(row.uid)
+    for part, uid in wanted:
+        by_part.setdefault(part, set()).add(uid)
     found: dict[str, bytes] = {}
     for part, uids in sorted(by_part.items()):
         for fingerprint in reversed(fingerprints):

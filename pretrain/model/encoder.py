@@ -37,7 +37,7 @@ _kept_alive: list[Any] = []
 def import_open_clip() -> Any:
     """open_clip with our own configurations registered.
 
-    The registry's torchvision is built for CUDA, and with a CPU-only torch its compiled part does
+    PyPI's torchvision is built for CUDA, and with a CPU-only torch its compiled part does
     not load; its Python part then fails to describe two operators nobody declared. Declaring them
     is enough: open_clip uses torchvision's transforms only.
     """

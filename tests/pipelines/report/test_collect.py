@@ -6,11 +6,13 @@ import json
 import shutil
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
+from curate.contract import parts
 from curate.contract.parts import Pool
 from pipelines.report import collect
-from pipelines.report.content import KEPT
+from pipelines.report.content import KEPT, Balance, BalanceGroup
 from tests.tiny import finished_run
 
 ENTRIES = ["red", "green", "blue", "cyan"]
@@ -109,6 +111,41 @@ def test_folders_that_are_not_runs_get_a_hint(tmp_path: Path) -> None:
         collect.curation_report(str(tmp_path))
     with pytest.raises(ValueError, match=r"no metrics.jsonl.*hint: "):
         collect.training_report(str(tmp_path), "mine")
+
+
+def manifest_of(pool_root: str, name: str, **options: object) -> Path:
+    folder = Path(
+        Pool(pool_root).columns_folder(name.partition("#")[0], finished_run.FINGERPRINTS[name])
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "manifest.json").write_text(json.dumps({"options": options}))
+    return folder
+
+
+def test_options_and_threshold_of_the_stages(tmp_path: Path) -> None:
+    shards_root, pool_root = finished_run.make(tmp_path)
+    bounds = {"column": "text_area_frac", "at_most": 0.05, "at_least": None, "missing": "refuse"}
+    manifest_of(pool_root, finished_run.THRESHOLD, **bounds)
+    folder = manifest_of(pool_root, finished_run.BALANCE, t=4, seed=3, salt="balance")
+    state = {"entry": [0, 1, 3], "count": [8, 2, 2], "group": [None] * 3, "t": [4, 4, 4]}
+    types = pa.schema(
+        [("entry", pa.int32()), ("count", pa.int64()), ("group", pa.string()), ("t", pa.int64())]
+    )
+    parts.write_table(str(folder / "state.parquet"), pa.table(state, types))
+    report = collect.curation_report(shards_root, ENTRIES)
+    told = {row.use: row.options for row in report.funnel}
+    assert told["filter.threshold#2"] == 'column = "text_area_frac", at_most = 0.05'
+    assert told["filter.metadata_balance"] == "t = 4"
+    assert told["download.fetch"] == ""
+    assert report.funnel[-1].stage.startswith("filter.threshold-")
+    assert report.balance == Balance(
+        finished_run.BALANCE,
+        [BalanceGroup("", 4, 1, 8, 2, 4)],
+        n_groups=1,
+        kept=7,
+        expected=pytest.approx(7.0),
+        sigma=pytest.approx(1.5**0.5),
+    )
 
 
 def test_ids_of_several_lists_are_not_added_up(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from curate.contract.parts import Pool
@@ -18,13 +19,33 @@ def counts(tmp_path: Path, order: tuple[str, ...] = ORDER) -> tuple[list[int], l
     found = entries.entry_counts(
         Pool(pool_root), MATCH, FINGERPRINTS[MATCH], f"{shards_root}/ledger.parquet", order, BALANCE
     )
-    return found[0].tolist(), found[1].tolist()
+    return found.before.tolist(), found.after.tolist()
 
 
 def test_counts_by_hand(tmp_path: Path) -> None:
     # Entry 0 is in rows 0 1 2 3 6 8 10 11; balancing refused 2, 3 and 10. Row 6 was lost by the
     # download and 8 by the threshold, both after balancing. Entry 2 is in none.
     assert counts(tmp_path) == ([8, 2, 0, 2], [5, 2, 0, 2])
+
+
+def test_what_balancing_was_expected_to_keep(tmp_path: Path) -> None:
+    shards_root, pool_root = finished_run.make(tmp_path)
+    rows = {"entry": [0, 1, 3], "count": [8, 2, 2], "t": [4, 2, 2]}
+
+    def found(state: dict[str, list[int]]) -> entries.EntryCounts:
+        ledger = f"{shards_root}/ledger.parquet"
+        fingerprint = FINGERPRINTS[MATCH]
+        table = pa.table(state)
+        return entries.entry_counts(
+            Pool(pool_root), MATCH, fingerprint, ledger, ORDER, BALANCE, table
+        )
+
+    # Rows 1, 6, 7 and 9 are certain; 0, 2, 3, 8, 10 and 11 have entry 0 alone, a chance of 4 / 8 each.
+    assert found(rows).expected == pytest.approx(4 + 6 * 0.5)
+    assert found(rows).variance == pytest.approx(6 * 0.25)
+    assert found(rows).unmatched == 1
+    of_another_pool = {name: values[:2] for name, values in rows.items()}
+    assert found(of_another_pool).expected is None
 
 
 def test_both_ends_and_curves() -> None:

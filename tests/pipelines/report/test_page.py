@@ -10,6 +10,8 @@ import pytest
 
 from pipelines.report.content import (
     KEPT,
+    Balance,
+    BalanceGroup,
     EntryBalance,
     EntryRow,
     FaultRow,
@@ -26,13 +28,14 @@ VOID = {"meta", "img", "br", "hr", "input", "link"}
 FULL = Report(
     title=f"title {HOSTILE}",
     summary=f"summary {HOSTILE}",
-    funnel=[FunnelRow("a-0000", f"use {HOSTILE}", 1000, 600, {f"reason {HOSTILE}": 400}, 1.25), FunnelRow("b-0000", "b", 600, 600)],
+    funnel=[FunnelRow("a-0000", f"use {HOSTILE}", 1000, 600, {f"reason {HOSTILE}": 400}, 1.25, f"options {HOSTILE}"), FunnelRow("b-0000", "b", 600, 600)],
     totals=Totals(1000, 600, 1000, {f"reason {HOSTILE}": 400}),
     faults=[FaultRow(f"fault {HOSTILE}", 10, 9, 0.9, 0.81, reached=10), FaultRow("nobody looks", 3, None, None, None)],
     faults_note=f"note {HOSTILE}",
     entries=EntryBalance([EntryRow(f"entry {HOSTILE}", 90, 20)], [EntryRow("rare", 1, 1)], [(1, 90), (2, 1)], [(1, 20), (2, 1)], 1234, 1200),
+    balance=Balance("filter.metadata_balance", [BalanceGroup(f"group {HOSTILE}", 20, 3, 300, 40, 100)], 1, 580, 600.25, 12.5),
     thumbnails={
-        f"reason {HOSTILE}": [Thumb("u2", b"\xff\xd8\xff bad", f"{HOSTILE}" + "x" * 100_000, note="http://evil.example/")],
+        f"reason {HOSTILE}": [Thumb("u2", b"\xff\xd8\xff bad", f"{HOSTILE}" + "x" * 100_000, note="http://evil.example/", repeats=Thumb("u9", eval_sets.square("blue"), f"stays {HOSTILE}"), item=f"item {HOSTILE}")],
         KEPT: [Thumb('u1"', eval_sets.square("red"), HOSTILE, [HOSTILE, "second"], HOSTILE), Thumb("u3", None, "")],
         "empty": [],
     },
@@ -96,6 +99,10 @@ def test_hostile_text_stays_text_everywhere(page: str, checked: Checked) -> None
         "note",
         "entry",
         "run",
+        "options",
+        "stays",
+        "item",
+        "group",
         "set",
         "name",
     ):
@@ -149,6 +156,29 @@ def test_figures_are_shown(checked: Checked) -> None:
         assert expected in words, expected
     assert "top-1" in words
     assert words.index(KEPT + " ·") < words.index(f"reason {HOSTILE} ·")
+
+
+def test_the_threshold_and_what_it_was_expected_to_keep(checked: Checked) -> None:
+    words = re.sub(r"\s+", " ", checked.words)
+    assert "add up to 600 rows, give or take 12 (a standard deviation)" in words
+    assert "filter.metadata_balance kept 580" in words
+    assert "203300" in words  # t, then entries and matches of the head
+    assert "40100 25.0 %" in words
+    plain = Balance("b", [BalanceGroup("", 7, 1, 9, 0, 0)], 1, 7)
+    words = Checked(render(Report(title="t", balance=plain))).words
+    assert "group" not in words
+    assert "chances" not in words
+
+
+def test_a_copy_stands_beside_the_row_that_stays(checked: Checked) -> None:
+    pairs = [value for _, name, value in checked.attributes if (name, value) == ("class", "pair")]
+    assert len(pairs) == 1
+    roles = [value for _, name, value in checked.attributes if (name, value) == ("class", "role")]
+    assert len(roles) == 2
+    words = checked.words
+    start = words.index("the row that stays")
+    assert words.rindex("refused", 0, start) < words.index(f"item {HOSTILE}") < start
+    assert start < words.index(f"stays {HOSTILE}", start)
 
 
 def test_counts_that_differ_between_runs_are_all_told() -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 from PIL import Image
 
+from curate.contract import parts
 from curate.contract.parts import Pool
 from pipelines.report import ledger, pictures
 from tests.tiny import finished_run
@@ -81,3 +83,27 @@ def test_what_is_not_there_costs_only_the_pictures(tmp_path: Path, missing: str)
 
 def test_a_folder_without_shards_has_no_samples(tmp_path: Path) -> None:
     assert pictures.kept(str(tmp_path)) == []
+
+
+def test_a_copy_comes_with_the_row_that_stays_and_its_picture(tmp_path: Path) -> None:
+    shards_root, pool_root = finished_run.make(tmp_path)
+    pool = Pool(pool_root)
+    # The threshold's rows 7 and 8 as if it had found them to be copies of row 9, in the other part.
+    stage = {
+        "use": finished_run.THRESHOLD,
+        "fingerprint": finished_run.FINGERPRINTS[finished_run.THRESHOLD],
+    }
+    first = 0
+    for part, size in enumerate(finished_run.PART_SIZES):
+        uids = [finished_run.uid(row) for row in range(first, first + size)]
+        table = pa.table({"uid": uids, "copy_of": [finished_run.uid(9)] * size})
+        parts.write_table(pool.columns_path("filter.threshold", stage["fingerprint"], part), table)
+        first += size
+    samples = ledger.summarize(f"{shards_root}/ledger.parquet").samples
+    found = pictures.refused(pool, IMAGES, samples, [stage])
+    assert {colour(thumb.image) for thumb in found[finished_run.TEXT]} == {"blue", "yellow"}
+    for thumb in found[finished_run.TEXT]:
+        assert thumb.repeats is not None
+        assert (thumb.repeats.uid, thumb.repeats.caption) == (finished_run.uid(9), "caption of 9")
+        assert colour(thumb.repeats.image) == "cyan"
+    assert {thumb.repeats for thumb in found["balanced"]} == {None}
