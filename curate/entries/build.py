@@ -86,14 +86,14 @@ class Sources:
 
 @dataclass
 class Tally:
-    """What one source gave: ``found`` = ``added`` + ``repeated`` + ``unfit`` + ``unseen`` + ``over_size``."""
+    """What one source gave: ``found`` = ``added`` + ``repeated`` + ``dead`` + ``unfit`` + ``unseen`` + ``over_size``."""
 
     source: str
     found: int = 0
     added: int = 0
     repeated: int = 0  # in the list already
-    dead: int = 0  # could match nothing; counted in unfit
-    unfit: int = 0
+    dead: int = 0  # could match no caption
+    unfit: int = 0  # could, but bare punctuation and the like say nothing
     unseen: int = 0
     over_size: int = 0
     more: dict[str, Any] = field(default_factory=dict)
@@ -216,9 +216,10 @@ def _fit(found: Iterable[str], known: set[str], tally: Tally) -> Iterator[str]:
         elif fit_to_emit(entry):
             known.add(entry)
             yield entry
+        elif dead_kind(entry):
+            tally.dead += 1
         else:
             tally.unfit += 1
-            tally.dead += bool(dead_kind(entry))
 
 
 def _seen(entries: Sequence[str], sources: Sources, tally: Tally) -> list[str]:

@@ -2,8 +2,9 @@
 
 Lists are plain text, one item a line. A domain stands for itself and for everything below it:
 ``example.com`` covers ``img.example.com`` and not ``notexample.com``; an IP address stands for itself
-alone. Hosts are compared as a resolver would take them: case, a dot at the end, a port and a user name
-do not count, and ``bücher.example`` is ``xn--bcher-kva.example``.
+alone. Hosts are compared as a browser would take them: case, a dot at the end, a port and a user name
+do not count, ``bücher.example`` is ``xn--bcher-kva.example``, and an IPv4 address is the same in every
+spelling (``127.1``, ``0x7f000001``, ``::ffff:127.0.0.1``).
 """
 
 from __future__ import annotations
@@ -12,9 +13,11 @@ import gzip
 import hashlib
 import ipaddress
 import re
+import zlib
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import IO, ClassVar, cast
 from urllib.parse import unquote
 
 import numpy as np
@@ -31,7 +34,12 @@ _BLOCKED, _NOT_ALLOWED, _OPTED_OUT = REASONS = (
 )
 # scheme, slashes (browsers take \ for /), user name, then the host: up to a port, path, query or end.
 _HOST = r"^\s*(?:[A-Za-z][A-Za-z0-9+.-]*:)?[/\\]{2}(?:[^/\\?#]*@)?(?P<host>\[[^\]/\\?#]*\]|[^/\\?#:\s]*)"
-_PLAIN = re.compile(r"[a-z0-9.-]*[a-z]")  # ASCII, and no address: it ends in a letter
+_PLAIN = re.compile(r"[a-z0-9.-]*")
+_NUMBER = r"(?:0x[0-9a-f]*|[0-9]+)"
+_IPV4 = re.compile(rf"{_NUMBER}(?:\.{_NUMBER}){{0,3}}")
+_ODD = rf"[^a-z0-9.-]|(?:^|\.){_NUMBER}$"  # not ASCII alone, or perhaps an address
+_NAME = re.compile(r"[a-z0-9_-]{1,63}(?:\.[a-z0-9_-]{1,63})*")
+_HINT = "hint: one domain a line, such as example.com, without a port or marks of other tools; whole URLs go in `urls`"
 _SHA256 = re.compile(r"[0-9A-Fa-f]{64}")
 _DIGEST = "S16"  # the first 128 bits of a sha256; two URLs of one list never share them
 Hosts = frozenset[str]
@@ -87,6 +95,8 @@ class DomainList(RowStage):
         for path in (self.block, self.allow):
             if path:
                 _domains(path)
+        if self.urls:
+            _check_readable(self.urls)
 
     def open(self) -> Lists:
         """The lists in memory: about 100 bytes for each domain and 16 for each URL."""
@@ -122,7 +132,7 @@ def hosts_of(urls: pa.Array) -> pa.Array:
     found = pc.struct_field(pc.extract_regex(urls, _HOST), "host")
     hosts = pc.utf8_lower(pc.utf8_rtrim(found.fill_null(""), "."))
     # ASCII names, nearly all, are as they should be; the rest go through Python once each.
-    odd = pc.match_substring_regex(hosts, r"[^a-z0-9.-]")
+    odd = pc.match_substring_regex(hosts, _ODD)
     if not pc.any(odd).as_py():
         return hosts
     return pc.replace_with_mask(hosts, odd, pa.array(map(normal_host, hosts.filter(odd).to_pylist()), pa.string()))  # fmt: skip
@@ -132,17 +142,41 @@ def normal_host(host: str) -> str:
     """A host in lower-case ASCII: international names in punycode, addresses in their short form."""
     host = unquote(host).strip().rstrip(".").lower()
     if _PLAIN.fullmatch(host):
-        return host
+        return _ipv4(host) or host
+    if ":" in host:
+        try:
+            address = ipaddress.IPv6Address(host.strip("[]"))
+            return str(address.ipv4_mapped or address)
+        except ValueError:
+            return host
     try:
-        return ipaddress.ip_address(host.strip("[]")).compressed
-    except ValueError:
-        pass
-    try:
-        return host.encode("idna").decode("ascii")
+        host = host.encode("idna").decode("ascii")
     except (
         UnicodeError
     ):  # an empty or overlong label: no resolver finds it, so only its letters count
         return host
+    return _ipv4(host) or host
+
+
+def _ipv4(host: str) -> str:
+    """The address of a host that is one, in any number of decimal, octal or hex parts; else ''."""
+    if not _IPV4.fullmatch(host):
+        return ""
+    try:
+        parts = [_part(text) for text in host.split(".")]
+    except ValueError:  # an octal number with an 8
+        return ""
+    if any(part > 255 for part in parts[:-1]) or parts[-1] >= 256 ** (5 - len(parts)):
+        return ""
+    whole = sum(part << 24 - 8 * place for place, part in enumerate(parts[:-1])) + parts[-1]
+    return str(ipaddress.IPv4Address(whole))
+
+
+def _part(text: str) -> int:
+    """A part of an IPv4 address. Raises ValueError for one that is no number."""
+    if text.startswith("0x"):
+        return int(text[2:] or "0", 16)
+    return int(text, 8 if text.startswith("0") else 10)
 
 
 def _covered(hosts: list[str], domains: Hosts) -> np.ndarray:
@@ -182,12 +216,17 @@ def _domains(path: str) -> Hosts:
 
 
 def _domain(path: str, number: int, line: str) -> str:
-    host = normal_host(line.removeprefix("*").removeprefix("."))
-    if not host or re.search(r"[/\\\s*@?]", line.removeprefix("*.")):
-        raise ValueError(
-            f"{path}, line {number}: {line!r} is no domain. hint: one domain a line, such as example.com; whole URLs go in `urls`"
-        )
+    host = normal_host(line.removeprefix("*.").removeprefix("."))
+    if not (_NAME.fullmatch(host) or _is_ipv6(host)):
+        raise ValueError(f"{path}, line {number}: {line!r} is no domain. {_HINT}")
     return host
+
+
+def _is_ipv6(host: str) -> bool:
+    try:
+        return bool(ipaddress.IPv6Address(host))
+    except ValueError:
+        return False
 
 
 def _digests(path: str) -> np.ndarray:
@@ -201,11 +240,30 @@ def _digests(path: str) -> np.ndarray:
 
 def _lines(path: str, comment: str = "") -> Iterator[tuple[int, str]]:
     """Number and text of each line that says something. A URL may hold a #, so there it must come first."""
-    with storage.open_file(path) as raw:
-        file = gzip.GzipFile(fileobj=raw) if path.endswith(".gz") else raw
+    with _opened(path) as file:
         for number, data in enumerate(file, 1):
             line = data.decode("utf-8-sig" if number == 1 else "utf-8", "surrogateescape").strip()
             if comment:
                 line = line.partition(comment)[0].strip()
             if line and not line.startswith("#"):
                 yield number, line
+
+
+def _check_readable(path: str) -> None:
+    """Raise ValueError for a list that can't be read to its end."""
+    with _opened(path) as file:
+        while file.read(1 << 20):
+            pass
+
+
+@contextmanager
+def _opened(path: str) -> Iterator[IO[bytes]]:
+    """A list's bytes, unpacked. Raises ValueError for a folder, a damaged or an unreadable file."""
+    try:
+        with storage.open_file(path) as raw:
+            yield cast(IO[bytes], gzip.GzipFile(fileobj=raw)) if path.endswith(".gz") else raw
+    except (EOFError, zlib.error, OSError) as fault:  # a file that is no gzip is an OSError
+        what = "it is a folder" if isinstance(fault, IsADirectoryError) else fault
+        raise ValueError(
+            f"{path}: can't be read: {what}. hint: name a text file with an item a line, .gz or not; fetch a damaged one again"
+        ) from fault

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import gzip
 import io
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import IO, Any
@@ -29,6 +31,7 @@ CAPTION_FILES = ("txt", *_TABLES, *_TARS, "parquet")
 EMBEDDING_FILES = ("npy", "parquet")
 _NAMES = ("item", "uid", "key", "filepath", "file_name", "url")  # columns that may name a row
 _READ_ROWS = 4096
+_ONE_ARRAY = "hint: save one array with numpy.save"
 
 
 def set_files(paths: tuple[str, ...], extensions: tuple[str, ...]) -> dict[str, str]:
@@ -59,11 +62,10 @@ def pictures(file: str, name: str) -> Iterator[tuple[str, bytes]]:
             yield f"{name}.{file.rpartition('.')[2]}", opened.read()
 
 
-def hashes(file: str, name: str) -> Iterator[tuple[str, bytes]]:
-    """(item, perceptual hash) for each row of a table of ours that has a column ``phash``."""
+def hashes(file: str, name: str) -> Iterator[tuple[str, bytes | None]]:
+    """(item, perceptual hash or None) for each row of a table of ours that has a column ``phash``."""
     for row, value in _rows(file, "phash"):
-        if isinstance(value, bytes):
-            yield f"{name}/{row}", value
+        yield f"{name}/{row}", value if isinstance(value, bytes) else None
 
 
 def has_hashes(file: str) -> bool:
@@ -99,17 +101,24 @@ def embeddings(file: str, name: str, column: str) -> tuple[list[str], np.ndarray
     """Items and their embeddings, float32 of shape (items, D), of one file. Raises ValueError."""
     if file.endswith(".npy"):
         with storage.open_file(file) as opened:
-            try:
-                array = np.load(io.BytesIO(opened.read()), allow_pickle=False)
-            except ValueError as fault:
-                raise ValueError(
-                    f"{file}: {fault}. hint: save one array with numpy.save"
-                ) from fault
+            data = opened.read()
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except (ValueError, EOFError, OSError, zipfile.BadZipFile) as fault:
+            what = str(fault).rstrip(".") if data else "empty"
+            raise ValueError(f"{file}: {what}. {_ONE_ARRAY}") from fault
+        if not isinstance(array, np.ndarray):
+            raise ValueError(f"{file}: an archive of several arrays. {_ONE_ARRAY}")
         items = [f"{name}/{row}" for row in range(len(array))] if array.ndim == 2 else []
     else:
         rows = list(_rows(file, column))
         items = [f"{name}/{row}" for row, value in rows if value is not None]
-        array = np.array([value for _, value in rows if value is not None], np.float32)
+        try:
+            array = np.array([value for _, value in rows if value is not None], np.float32)
+        except (ValueError, TypeError) as fault:
+            raise ValueError(
+                f"{file}: the rows of {column!r} are no lists of equally many numbers. hint: make all of them with one model"
+            ) from fault
     if array.ndim != 2 or not len(array) or not np.issubdtype(array.dtype, np.floating):
         raise ValueError(
             f"{file}: an array of shape {array.shape} and type {array.dtype}. hint: one row of floats for each picture"
@@ -127,16 +136,28 @@ def _rows(file: str, column: str) -> Iterator[tuple[str, Any]]:
     naming = next((name for name in _NAMES if name in names), None)
     wanted = [column] if naming is None else [column, naming]
     number = 0
-    with storage.open_file(file) as opened:
-        for batch in pq.ParquetFile(opened).iter_batches(_READ_ROWS, columns=wanted):
+    with _parquet(file) as table:
+        for batch in table.iter_batches(_READ_ROWS, columns=wanted):
             for row in batch.to_pylist():
                 yield str(number if naming is None else row[naming]), row[column]
                 number += 1
 
 
 def _schema(file: str) -> pa.Schema:
-    with storage.open_file(file) as opened:
-        return pq.read_schema(opened)
+    with _parquet(file) as table:
+        return table.schema_arrow
+
+
+@contextmanager
+def _parquet(file: str) -> Iterator[pq.ParquetFile]:
+    """A parquet file to read from; what is wrong with it is a ValueError that names it."""
+    try:
+        with storage.open_file(file) as opened:
+            yield pq.ParquetFile(opened)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError, OSError) as fault:
+        raise ValueError(
+            f"{file}: can't be read as parquet: {str(fault).rstrip('.')}. hint: fetch or write it again"
+        ) from fault
 
 
 def _captions_of(table: Table, name: str) -> Iterator[tuple[str, str]]:
@@ -162,7 +183,7 @@ def _members(file: str) -> Iterator[tuple[str, bytes]]:
         with _unpacked(file) as opened:
             for member in tars.walk(opened, file):
                 yield member.name.removeprefix("./"), member.data
-    except (tars.TarDamage, gzip.BadGzipFile, EOFError) as fault:
+    except (tars.TarDamage, gzip.BadGzipFile, EOFError, zlib.error) as fault:
         raise ValueError(f"{file}: damaged: {fault}. hint: fetch it again") from fault
 
 

@@ -7,12 +7,13 @@ that depends on no partitioning. ``base.Linked`` is the stage that is built on t
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Literal
 
 import numpy as np
 import pyarrow as pa
 
-from curate.stage import REASON
+from curate.stage import REASON, Stage
 
 ROWS = pa.schema([("place", pa.int64()), ("rank", pa.float64()), ("uid", pa.string())])
 LINKS = pa.schema(
@@ -28,6 +29,14 @@ _ROW_BITS = 32
 _LINKS_AT_ONCE = 4_000_000
 
 Pairs = tuple[np.ndarray, np.ndarray]  # row numbers, int64, shape (pairs,) each
+# Which row of a group stays: the first in source order, or the picture with the most pixels, as fetched
+# or as score.picture_shape measured it.
+Prefer = Literal["first", "largest", "largest_stored"]
+SIZES: dict[Prefer, tuple[str, ...]] = {
+    "first": (),
+    "largest": ("original_width", "original_height"),
+    "largest_stored": ("min_side_px", "aspect_ratio"),
+}
 
 
 def places(table: pa.Table) -> np.ndarray:
@@ -36,16 +45,24 @@ def places(table: pa.Table) -> np.ndarray:
     return (parts << _ROW_BITS) | rows
 
 
-def most_pixels(table: pa.Table) -> np.ndarray:
-    """Ranks that put the picture with the most pixels as fetched first; unknown sizes come last.
+def ranks(table: pa.Table, prefer: Prefer) -> np.ndarray:
+    """Float64 of shape (rows,): the smallest stays. Unknown sizes come last. Reads ``SIZES[prefer]``."""
+    if not SIZES[prefer]:
+        return np.zeros(len(table))
+    one, other = (
+        table[name].cast(pa.float64()).fill_null(0.0).to_numpy() for name in SIZES[prefer]
+    )
+    # The long side again, in whole pixels: the ratio is a float32, and pictures of one area must tie.
+    return -(one * (np.rint(one * other) if prefer == "largest_stored" else other))
 
-    Reads ``original_width`` and ``original_height``. Returns float64 of shape (rows,).
-    """
-    sides = [
-        table[name].cast(pa.float64()).fill_null(0.0).to_numpy()
-        for name in ("original_width", "original_height")
-    ]
-    return -(sides[0] * sides[1])
+
+def check_sizes(prefer: Prefer, above: Sequence[Stage]) -> None:
+    """Raise ValueError where pictures come with the source and none was fetched, so no such size is known."""
+    names = {name for stage in above for name in stage.writes().names}
+    if prefer == "largest" and "image" in names and not names.issuperset(SIZES[prefer]):
+        raise ValueError(
+            'prefer = "largest" goes by original_width and original_height, and the source brings pictures without them. hint: prefer = "largest_stored", below score.picture_shape with of = "stored"'
+        )
 
 
 def stars(rows: pa.Table, left: np.ndarray, right: np.ndarray) -> pa.Table:

@@ -21,12 +21,14 @@ import pyarrow.compute as pc
 
 from curate.contract.draw import draws
 from curate.filter import balancing
-from curate.stage import KEEP, REASON, GlobalStage, StageError
+from curate.score.metadata_match import MetadataMatch
+from curate.stage import KEEP, REASON, GlobalStage, Stage, StageError
 
 _COUNTS = pa.schema([("entry", pa.int32()), ("count", pa.int64()), ("group", pa.string())])
 _STATE = pa.schema([*_COUNTS, ("t", pa.int64()), ("search", pa.string())])
 _LOOK = pa.schema([(name, pa.int64()) for name in ("t", "whole", "units", "matched", "unmatched")])
 _REASONS = pa.array(["balanced", "unmatched"])
+_MOST_ROWS = 1 << 62  # thresholds are int64 in the state
 _LOOKS, _LOOKS_BY_REFERENCE = 5, 8  # see balancing.next_trials: 3 are usual, 4 the most seen
 
 
@@ -83,6 +85,10 @@ class MetadataBalance(GlobalStage):
                 raise ValueError(
                     f"{found[0]}, no row would be kept. hint: {name} is a number of rows, 1 or more"
                 )
+            if given[name] is not None and given[name] > _MOST_ROWS:
+                raise ValueError(
+                    f"{found[0]}, more rows than any pool has. hint: {name} is at most {_MOST_ROWS:,}"
+                )
         if self.tail_share is not None and not 0 < self.tail_share < 1:
             raise ValueError(
                 f"{found[0]}. hint: a share of all matches between 0 and 1; the paper has 0.06"
@@ -90,6 +96,10 @@ class MetadataBalance(GlobalStage):
         if self.reference != "en" and not self.by:
             raise ValueError(
                 f'reference = "{self.reference}" and no by. hint: name the column, as in by = "language"'
+            )
+        if self.reference != "en" and self.tail_share is not None:
+            raise ValueError(
+                f'reference = "{self.reference}" and {found[0]}, which has no reference. hint: leave `reference` out, or set t or keep'
             )
 
     def check_columns(self, types: Mapping[str, pa.DataType]) -> None:
@@ -99,6 +109,19 @@ class MetadataBalance(GlobalStage):
             raise ValueError(
                 f"column {self.by!r} is {kind}, not text. hint: name a column of words in `by`"
             )
+
+    def check_above(self, above: Sequence[Stage]) -> None:
+        for stage in above:
+            lists = getattr(stage, "rule", "") == "worldwide" and "entries" in stage.writes().names
+            if lists and self.by != "language":
+                raise ValueError(
+                    f'`entries` counts in a list for each language (rule = "worldwide"), and by is {self.by!r}: entries of different languages would be added up. hint: by = "language"'
+                )
+            known = stage.languages() if isinstance(stage, MetadataMatch) and self.by else ()
+            if known and self.reference not in ("", *known) and self.tail_share is None:
+                raise ValueError(
+                    f'reference = "{self.reference}", and the lists of score.metadata_match are of {", ".join(known)}. hint: reference = one of these, or "" for the same t everywhere'
+                )
 
     def summarize(self, part: pa.Table) -> pa.Table:
         """Rows of this part that match each entry, of each value of ``by``."""
@@ -192,6 +215,10 @@ class MetadataBalance(GlobalStage):
         counted = _counted(state)
         t = np.asarray(state["t"])
         return balancing.chances(self._lists(part, counted), counted.keys, counted.counts, t)
+
+    def tried(self, state: pa.Table) -> dict[int, float]:
+        """t -> rows expected to be kept, of every t that the search for ``keep`` looked at."""
+        return {t: kept / (1 << balancing.UNIT_BITS) for t, kept in _search(state)[1].items() if t}
 
     def _lists(self, part: pa.Table, counted: _Counted) -> pa.ListArray | pa.ChunkedArray:
         """The rows' entries, as keys of (group, entry) where groups are counted apart."""

@@ -8,9 +8,9 @@ over the other bits. Bands are cut from the 64 lowest frequencies, where near co
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 
 from curate.filter import linked
 from curate.filter.base import Linked
-from curate.filter.linked import Pairs
+from curate.filter.linked import Pairs, Prefer
 from curate.score.phash import coarse
-from curate.stage import StageError
+from curate.stage import Stage, StageError
 
 _COARSE_BITS = 64
 _RADIUS = {8: 4, 32: 26}  # by the bytes of a hash
@@ -37,9 +37,11 @@ class NearDuplicate(Linked):
     hash are kept.
 
     Options:
-        radius: 26 where it is left out, or 4 for hashes of 64 bits. Of 256 bits, JPEG and scaling
-            change 2 to 8, a 2 % crop about 18, and other photographs differ in 70 and more.
-        prefer: which of a group stays: ``first`` in source order, or ``largest`` in pixels as fetched.
+        radius: bits in which copies differ at most, 0 to 63. Left out (None), it goes by the length of
+            the hashes: 26 of 256 bits, 4 of 64. Of 256 bits, JPEG and scaling change 2 to 8, a 2 % crop
+            about 18, and other photographs differ in 70 and more.
+        prefer: which of a group stays: ``first`` in source order, ``largest`` in pixels as fetched, or
+            ``largest_stored`` as score.picture_shape measured them.
         column: a binary column with hashes of 64 or 256 bits.
 
     The state has a row once per band (7 at the default radius, about 100 bytes each), and for repeats
@@ -53,12 +55,11 @@ class NearDuplicate(Linked):
     bucket_rows: ClassVar[int] = 250_000
 
     radius: int | None = None
-    prefer: Literal["first", "largest"] = "first"
+    prefer: Prefer = "first"
     column: str = "phash"
 
     def reads(self) -> tuple[str, ...]:
-        sizes = ("original_width", "original_height") if self.prefer == "largest" else ()
-        return (self.column, *sizes, *super().reads())
+        return (self.column, *linked.SIZES[self.prefer], *super().reads())
 
     def check(self) -> None:
         if self.radius is not None and not 0 <= self.radius < _COARSE_BITS:
@@ -71,8 +72,11 @@ class NearDuplicate(Linked):
                 f"column {self.column!r} is {kind}, not a hash. hint: name a binary column such as phash"
             )
 
+    def check_above(self, above: Sequence[Stage]) -> None:
+        linked.check_sizes(self.prefer, above)
+
     def ranks(self, part: pa.Table) -> np.ndarray:
-        return linked.most_pixels(part) if self.prefer == "largest" else super().ranks(part)
+        return linked.ranks(part, self.prefer)
 
     def summarize(self, part: pa.Table) -> pa.Table:
         """Each row under the value of each band; a repeat within the part under the first band alone."""

@@ -11,9 +11,9 @@ Legend: n rows, D embedding.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import numpy as np
 import pyarrow as pa
@@ -23,13 +23,14 @@ from curate.contract.columns import COLUMNS
 from curate.contract.draw import draws
 from curate.filter import linked
 from curate.filter.base import Linked
+from curate.filter.linked import Prefer
 from curate.score import vectors
 from curate.score.clusters import nearest_two
+from curate.stage import Stage
 
 _BLOCK = 1024, 4096  # rows and columns of the cosines that are held at once
 _PAIRS = 1 << 20  # links that are held before they are thinned out to a forest
 _VERIFY_ROWS = 1 << 13
-_SIZES = ("original_width", "original_height")
 Pairs = tuple[np.ndarray, np.ndarray]
 
 
@@ -42,10 +43,12 @@ class SemanticDuplicate(Linked):
     way, around rows drawn from it. Rows without an embedding are kept.
 
     Options:
-        similarity: cosine above which two rows are copies. SemDeDup tries 0.9 to 0.98 for CLIP.
+        similarity: cosine from 0 to 1 above which two rows are copies. SemDeDup tries 0.9 to 0.98 for CLIP.
         embedding, clusters: columns of an embedding and of ``score.clusters`` over it.
-        prefer: which copy stays: ``first`` in source order, or ``largest`` (pixels as fetched).
-        column: what to write, where pictures and captions are both compared.
+        prefer: which copy stays: ``first`` in source order, ``largest`` in pixels as fetched, or
+            ``largest_stored`` as score.picture_shape measured them.
+        column: the name of the column to write; another one where pictures and captions are both
+            compared.
         max_cluster_rows: at 20,000 rows of 512 numbers a cluster takes about 3 CPU-seconds.
     """
 
@@ -55,7 +58,7 @@ class SemanticDuplicate(Linked):
     similarity: float = 0.95
     embedding: str = "embedding_image"
     clusters: str = "clusters"
-    prefer: Literal["first", "largest"] = "first"
+    prefer: Prefer = "first"
     column: str = "semantic_duplicate_of"
     max_cluster_rows: int = 20_000
 
@@ -64,8 +67,7 @@ class SemanticDuplicate(Linked):
         return self.column
 
     def reads(self) -> tuple[str, ...]:
-        sizes = _SIZES if self.prefer == "largest" else ()
-        return (self.embedding, self.clusters, "part", "row", *sizes)
+        return (self.embedding, self.clusters, "part", "row", *linked.SIZES[self.prefer])
 
     def check(self) -> None:
         if not 0 < self.similarity < 1:
@@ -83,8 +85,11 @@ class SemanticDuplicate(Linked):
                 f"column {self.clusters!r} is {types[self.clusters]}, not {wanted}. hint: name the column of score.clusters"
             )
 
+    def check_above(self, above: Sequence[Stage]) -> None:
+        linked.check_sizes(self.prefer, above)
+
     def ranks(self, part: pa.Table) -> np.ndarray:
-        return linked.most_pixels(part) if self.prefer == "largest" else super().ranks(part)
+        return linked.ranks(part, self.prefer)
 
     def summarize(self, part: pa.Table) -> pa.Table:
         """Each row once for each of its clusters, with its embedding."""
@@ -101,7 +106,8 @@ class SemanticDuplicate(Linked):
     def links(self, bucket: pa.Table) -> Pairs:
         found, _ = vectors.from_column(bucket["embedding"])
         uids = bucket["uid"].combine_chunks()
-        order = np.argsort(bucket["key"].to_numpy(), kind="stable")
+        # In source order, so that the first of equal embeddings is the same however states were merged.
+        order = np.lexsort((bucket["place"].to_numpy(), bucket["key"].to_numpy()))
         starts = np.flatnonzero(np.diff(bucket["key"].to_numpy()[order], prepend=-1))
         left: list[np.ndarray] = []
         right: list[np.ndarray] = []

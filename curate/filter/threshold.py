@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from curate.stage import KEEP, REASON, RowStage, StageError, decision
+from curate.stage import KEEP, REASON, RowStage, StageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,18 +20,20 @@ class Threshold(RowStage):
 
     Options:
         column: any column that a stage above writes.
-        at_least, at_most: bounds on a number, both inclusive; one of them may be left out.
+        at_least, at_most: bounds on a number, both inclusive. One left out (None) is no bound.
         equals: the one value to keep (text, true or false, a number) instead of bounds.
         one_of: the texts to keep, such as ["en", "de"], instead of bounds or ``equals``.
         missing: ``refuse`` or ``keep`` rows where the value is null or not a number (NaN).
 
     Numbers of the recipe are rounded to the column's type before they are compared, so a stored
-    float32 of 0.05 is within ``at_most = 0.05``.
+    float32 of 0.05 is within ``at_most = 0.05``. Whole numbers are compared exactly, however large.
     """
 
+    batch_rows: ClassVar[int] = 8192
+
     column: str
-    at_least: float | None = None
-    at_most: float | None = None
+    at_least: int | float | None = None
+    at_most: int | float | None = None
     equals: bool | int | float | str | None = None
     one_of: tuple[str, ...] = ()
     missing: Literal["refuse", "keep"] = "refuse"
@@ -76,12 +79,15 @@ class Threshold(RowStage):
         if pa.types.is_dictionary(kind):
             kind = kind.value_type
         self._check_type(kind)
-        low, high, equal = (
-            _rounded(value, kind) for value in (self.at_least, self.at_most, self.equals)
-        )
-        values = batch[self.column].to_pylist()
-        reasons = [self._reason(value, low, high, equal) for value in values]
-        return pa.table(decision(reasons), schema=self.writes())
+        values = batch[self.column].combine_chunks().cast(kind)
+        missing = np.asarray(pc.is_null(values, nan_is_null=True))
+        refused = missing if self.missing == "refuse" else np.zeros(len(values), bool)
+        if not pa.types.is_null(kind):
+            refused = refused | (~missing & ~self._within(values))
+        codes = pa.array(missing.astype(np.int32), mask=~refused)
+        names = [f"threshold.{self.column}", f"threshold.{self.column}.missing"]
+        reason = pa.DictionaryArray.from_arrays(codes, names)
+        return pa.table([pa.array(~refused), reason], schema=self.writes())
 
     def _check_type(self, kind: pa.DataType) -> None:
         """Raises StageError where the column's type can't be compared: no row could be judged."""
@@ -95,25 +101,44 @@ class Threshold(RowStage):
                 f"filter.threshold: column {self.column!r} is {kind}, not {wanted}. hint: compare it with {_fitting(kind)}"
             )
 
-    def _reason(self, value: Any, low: Any, high: Any, equal: Any) -> str | None:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
-            return None if self.missing == "keep" else f"threshold.{self.column}.missing"
+    def _within(self, values: pa.Array) -> np.ndarray:
+        """Whether each value is what the options ask for: bool of shape (rows,); any for a missing one."""
         if self.one_of:
-            within = value in self.one_of
-        elif equal is not None:
-            within = value == equal
-        else:
-            within = (low is None or value >= low) and (high is None or value <= high)
-        return None if within else f"threshold.{self.column}"
+            wanted = pa.array(self.one_of, pa.string())
+            return np.asarray(pc.is_in(values.cast(pa.string()), value_set=wanted))
+        if isinstance(self.equals, bool | str):
+            found = values.cast(pa.string()) if isinstance(self.equals, str) else values
+            return np.asarray(pc.equal(found, self.equals).fill_null(False))
+        numbers = _numbers(values)
+        within = np.ones(len(numbers), bool)
+        if self.equals is not None:
+            within &= numbers == _rounded(self.equals, values.type)
+        if self.at_least is not None:
+            within &= numbers >= _rounded(self.at_least, values.type, math.ceil)
+        if self.at_most is not None:
+            within &= numbers <= _rounded(self.at_most, values.type, math.floor)
+        return within
 
 
-def _rounded(value: Any, kind: pa.DataType) -> Any:
-    """A number of the recipe as a floating column would hold it; anything else unchanged."""
-    if (
-        not pa.types.is_floating(kind)
-        or isinstance(value, bool)
-        or not isinstance(value, int | float)
-    ):
+def _numbers(values: pa.Array) -> np.ndarray:
+    """A column of numbers in a type that compares exactly; anything where there is none."""
+    if pa.types.is_floating(values.type):
+        return np.asarray(values.cast(pa.float64()).fill_null(0.0))
+    if pa.types.is_integer(values.type):
+        return np.asarray(values.fill_null(0))
+    return np.array([value or 0 for value in values.to_pylist()], object)  # decimals
+
+
+def _rounded(
+    value: int | float, kind: pa.DataType, whole: Callable[[float], int] | None = None
+) -> Any:
+    """A number of the recipe as the column would hold it; unchanged where it can't.
+
+    ``whole`` makes a bound on whole numbers of one with a fraction.
+    """
+    if pa.types.is_integer(kind):
+        return whole(value) if whole and math.isfinite(value) else value
+    if not pa.types.is_floating(kind):
         return value
     with np.errstate(over="ignore"):  # 1e300 is inf in float32, and no value is over it
         return float(np.asarray(value, dtype=kind.to_pandas_dtype()))

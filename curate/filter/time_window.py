@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curate.stage import KEEP, REASON, RowStage, StageError
 
+_TICK_US = {"days": 86_400_000_000, "s": 1_000_000, "ms": 1000, "us": 1, "ns": 1}
+_MOST = 2**63 - 1
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
@@ -25,10 +26,12 @@ class TimeWindow(RowStage):
 
     Options:
         column: a column of dates, of times, or of texts in ISO 8601 ("2021-03-01", "2021-03-01T12:30:00Z").
-        since: the first moment that is kept, a date or time in ISO 8601.
+        since: the first moment that is kept, a date or time in ISO 8601. "" is no bound; of the two
+            one is given at least.
         until: the first moment that is no longer kept; ``since = "2021-01-01"`` and
             ``until = "2022-01-01"`` are the year 2021, and windows that touch share no row.
-        missing: ``refuse`` or ``keep`` rows whose time is null or can't be read.
+        missing: ``refuse`` or ``keep`` rows whose time is null, can't be read, or is beyond all counting
+            (300,000 years).
 
     A time without a zone is taken as UTC, a date as its first moment.
     """
@@ -105,17 +108,18 @@ def _moments(column: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Which rows have a time, and the time in microseconds since 1970 UTC (0 where there is none)."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
-    if pa.types.is_date(column.type):
-        column = column.cast(pa.timestamp("ms"))
-    if pa.types.is_timestamp(column.type):
+    if pa.types.is_date(column.type) or pa.types.is_timestamp(column.type):
+        unit = "ms" if pa.types.is_date64(column.type) else getattr(column.type, "unit", "days")
+        wide = column.cast(pa.int32()) if unit == "days" else column
+        ticks = np.asarray(wide.cast(pa.int64()).fill_null(0), np.int64)
+        most = _MOST // _TICK_US[unit]
+        known = np.asarray(column.is_valid()) & (ticks >= -most) & (ticks <= most)
         # Finer than microseconds is cut off downwards, so that a bound in microseconds stays exact.
-        fine = column.type.unit == "ns"
-        found = pc.floor_temporal(column, unit="microsecond") if fine else column
-        found = found.cast(pa.timestamp("us", column.type.tz)).cast(pa.int64())
-    else:
-        texts = column.cast(pa.string()).dictionary_encode()  # dates repeat: each is read once
-        read = [_moment(text) for text in texts.dictionary.to_pylist()]
-        found = pa.array(read, pa.int64()).take(texts.indices)
+        moments = ticks // 1000 if unit == "ns" else np.where(known, ticks, 0) * _TICK_US[unit]
+        return known, moments
+    texts = column.cast(pa.string()).dictionary_encode()  # dates repeat: each is read once
+    read = [_moment(text) for text in texts.dictionary.to_pylist()]
+    found = pa.array(read, pa.int64()).take(texts.indices)
     return np.asarray(found.is_valid()), np.asarray(found.fill_null(0), np.int64)
 
 

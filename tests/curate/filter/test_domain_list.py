@@ -83,6 +83,17 @@ def test_international_names_and_addresses(tmp_path: Path) -> None:
         "http://10.0.0.2/": None,
         "http://[2001:db8::1]:80/x": BLOCKED,
         "http://[2001:db8::2]/x": None,
+        "http://10.1/": BLOCKED,
+        "http://0xa.0.1/": BLOCKED,
+        "http://167772161/": BLOCKED,
+        "http://012.0.0.1:80/": BLOCKED,
+        "http://１０.0.0.1/": BLOCKED,
+        "http://[::ffff:10.0.0.1]/": BLOCKED,
+        "http://[::ffff:a00:1]/": BLOCKED,
+        "http://10.0.0.256/": None,
+        "http://4294967296/": None,
+        "http://09.1/": None,
+        "http://x.10.1/": None,
     }
     assert reasons(stage, list(urls)) == list(urls.values())
 
@@ -129,6 +140,13 @@ def test_which_list_is_which_is_part_of_the_identity(tmp_path: Path) -> None:
         ("a.org\nhttp://example.com/x\n", "line 2: 'http://example.com/x' is no domain"),
         ("two words\n", "line 1"),
         ("exa*mple.com", "line 1"),
+        ("*example.com", "line 1"),
+        ("example.com:8080", "line 1"),
+        ("||ads.com^", "line 1"),
+        ("a.org\nexample,com", "line 2"),
+        ("a..org", "line 1"),
+        ("0.0.0.0 ads.com", "line 1"),
+        ("[2001:db8::1]:80", "line 1"),
     ],
 )
 def test_a_line_that_is_no_domain_is_named(tmp_path: Path, text: str, found: str) -> None:
@@ -137,6 +155,22 @@ def test_a_line_that_is_no_domain_is_named(tmp_path: Path, text: str, found: str
         stage.check()
     with pytest.raises(StageError, match="is no domain"):
         stage.open()
+
+
+@pytest.mark.parametrize("option", ["block", "allow", "urls"])
+def test_lists_that_cannot_be_read_are_named(tmp_path: Path, option: str) -> None:
+    cut, odd, noise = (tmp_path / f"{name}.txt.gz" for name in ("cut", "odd", "noise"))
+    packed = gzip.compress(b"".join(b"a%d.org\n" % n for n in range(9000)))
+    cut.write_bytes(packed[:-100])
+    odd.write_bytes(b"a.org\n")
+    noise.write_bytes(packed[:200] + bytes(50) + packed[250:])
+    for path in (cut, odd, noise, tmp_path):
+        stage = DomainList(**{option: str(path)})
+        with pytest.raises(ValueError, match=rf"{path.name}: can't be read: .*\. hint: ") as fault:
+            stage.check()
+        assert type(fault.value) is ValueError
+        with pytest.raises(StageError, match="can't be read"):
+            stage.open()
 
 
 def test_lists_that_are_not_there(tmp_path: Path) -> None:
@@ -148,7 +182,7 @@ def test_lists_that_are_not_there(tmp_path: Path) -> None:
 
 @given(st.lists(st.from_regex(r"[a-z0-9]{1,3}", fullmatch=True), min_size=1, max_size=5))
 def test_hosts_are_found_whatever_surrounds_them(labels: list[str]) -> None:
-    host = ".".join(labels)
+    host = normal_host(".".join(labels))
     urls = [f"https://u:p@{host.upper()}:443/p@q?r=//x", f"//{host}./", f"ftp://{host}"]
     assert hosts_of(pa.array(urls)).to_pylist() == [host] * 3
 

@@ -59,7 +59,10 @@ def test_pictures_and_hashes_of_tables(tmp_path: Path) -> None:
     assert not eval_items.has_hashes(path)
     pq.write_table(pa.table({"uid": ["u1", "u2"], "phash": [b"12345678", None]}), path)
     assert eval_items.has_hashes(path)
-    assert list(eval_items.hashes(path, "val")) == [("val/u1", b"12345678")]
+    assert list(eval_items.hashes(path, "val")) == [
+        ("val/u1", b"12345678"),
+        ("val/u2", None),
+    ]
 
 
 def test_captions_as_text_tables_and_members(tmp_path: Path) -> None:
@@ -109,3 +112,37 @@ def test_what_cannot_be_read_is_said(tmp_path: Path) -> None:
     pq.write_table(pa.table({"a": [1]}), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=r"no column 'image'; it has a\. hint"):
         pictures(str(tmp_path / "a.parquet"))
+
+
+def test_arrays_and_tables_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+    def said(name: str, found: str) -> None:
+        with pytest.raises(ValueError, match=rf"{name}: {found}.*\. hint: ") as fault:
+            eval_items.embeddings(str(tmp_path / name), "e", "embedding_image")
+        assert type(fault.value) is ValueError
+
+    (tmp_path / "empty.npy").touch()
+    said("empty.npy", "empty")
+    (tmp_path / "noise.npy").write_bytes(b"noise" * 20)
+    said("noise.npy", "")
+    (tmp_path / "zip.npy").write_bytes(b"PK\x03\x04 and no more")
+    said("zip.npy", "")
+    np.savez(tmp_path / "two.npz", a=np.zeros((2, 3)))
+    (tmp_path / "two.npz").rename(tmp_path / "two.npy")
+    said("two.npy", "an archive of several arrays")
+    np.save(tmp_path / "scalar.npy", np.float32(3))
+    said("scalar.npy", r"an array of shape \(\)")
+    (tmp_path / "noise.parquet").write_bytes(b"noise" * 20)
+    said("noise.parquet", "can't be read as parquet")
+    pq.write_table(pa.table({"embedding_image": [[1.0, 2.0], [1.0]]}), tmp_path / "ragged.parquet")
+    said("ragged.parquet", "the rows of 'embedding_image'")
+    pq.write_table(pa.table({"embedding_image": ["a"]}), tmp_path / "text.parquet")
+    said("text.parquet", "the rows of 'embedding_image'")
+
+
+def test_a_damaged_tar_gz_is_named(tmp_path: Path) -> None:
+    noise = {f"{n}.png": np.random.default_rng(n).bytes(5000) for n in range(4)}
+    tar = Path(eval_sets.tar(tmp_path / "val.tar.gz", noise))
+    data = tar.read_bytes()
+    tar.write_bytes(data[:40] + b"\xff" * 20 + data[60:])
+    with pytest.raises(ValueError, match=r"val\.tar\.gz: damaged: .*hint: fetch it again"):
+        pictures(str(tar))

@@ -165,6 +165,34 @@ def test_embeddings_by_their_cosine(tmp_path: Path) -> None:
         decided(stage, narrow)
 
 
+def test_a_similarity_of_one_finds_equal_embeddings(tmp_path: Path) -> None:
+    rng = np.random.default_rng(1)
+    items = rng.normal(size=(500, 24))
+    items = (items / np.linalg.norm(items, axis=1, keepdims=True)).astype(np.float16)
+    np.save(tmp_path / "val.npy", items)
+    norms = np.linalg.norm(items.astype(np.float32), axis=1, keepdims=True)
+    equal = (items.astype(np.float32) / norms).astype(np.float16)  # as the set's are scaled
+    other = equal.copy()
+    other[:, 0] = np.nextafter(other[:, 0], np.float16(2))
+    table = pa.table({"embedding_image": vectors.to_column(np.concatenate([equal, other]), 24)})
+    stage = EvalOverlap(embeddings=(str(tmp_path / "val.npy"),), similarity=1.0)
+    assert decided(stage, table)["overlap"] == [*(f"val/{n}" for n in range(500)), *[None] * 500]
+
+
+def test_the_radius_decides(tmp_path: Path) -> None:
+    image = scene(1)
+    width, height = image.size
+    cut = image.crop((4, 3, width - 4, height - 3))
+    table = with_hashes([jpeg(image), jpeg(cut)])
+    whole, other = (int.from_bytes(value) for value in table["phash"].to_pylist())
+    apart = (whole ^ other).bit_count()
+    assert 12 <= apart <= 26
+    folder = eval_sets.folder(tmp_path / "val", {"1.jpg": jpeg(image)})
+    for radius in (0, 8, apart - 1, apart, 26, 40):
+        found = decided(EvalOverlap(pictures=(folder,), radius=radius), table)
+        assert found["overlap"] == ["val/1.jpg", "val/1.jpg" if radius >= apart else None], radius
+
+
 def test_the_first_way_gives_the_reason_and_columns_follow_the_options(tmp_path: Path) -> None:
     folder = eval_sets.folder(tmp_path / "val", {"1.jpg": jpeg(scene(1))})
     text = tmp_path / "text.txt"
@@ -208,6 +236,44 @@ def test_sets_without_anything_to_find_stop_the_run(tmp_path: Path) -> None:
         EvalOverlap(pictures=(folder,)).open()
     with pytest.raises(StageError, match=r"no caption of 4 words or more.*hint"):
         EvalOverlap(captions=(folder,)).open()
+
+
+def test_pictures_without_a_hash_are_told_and_many_stop_the_run(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    flat = encoded(np.full((64, 64, 3), 200, np.uint8))
+    held_out = {"1.jpg": jpeg(scene(1)), "2.jpg": jpeg(scene(2)), "3.png": flat, "4.jpg": b"no"}
+    half = eval_sets.folder(tmp_path / "half", held_out)
+    assert len(EvalOverlap(pictures=(half,)).open().hash_names) == 2
+    assert f"2 of 4 pictures of {half} can't be hashed" in caplog.text
+    more = eval_sets.folder(tmp_path / "more", held_out | {"5.png": flat})
+    with pytest.raises(StageError, match=r"3 of 5 pictures of .*more can't be hashed.*hint"):
+        EvalOverlap(pictures=(half, more)).open()
+    path = str(tmp_path / "phash.parquet")
+    pq.write_table(with_hashes([jpeg(scene(1)), flat, flat]), path)
+    with pytest.raises(StageError, match=r"2 of 3 pictures of .*phash\.parquet"):
+        EvalOverlap(pictures=(path,)).open()
+
+
+def test_a_set_without_a_usable_embedding_stops_the_run(tmp_path: Path) -> None:
+    np.save(tmp_path / "val.npy", np.array([[0.0, 0.0], [np.nan, 1.0]]))
+    with pytest.raises(StageError, match=r"val\.npy: every embedding is zero or not finite.*hint"):
+        EvalOverlap(embeddings=(str(tmp_path / "val.npy"),)).open()
+
+
+def test_what_is_no_word_is_no_caption_and_signs_are_words(tmp_path: Path) -> None:
+    path = tmp_path / "captions.txt"
+    path.write_text("!!!\n白い猫\n白い dog\na dog\nコーヒー\n犬3匹\n")
+
+    def looked_for(words: int) -> list[str]:
+        return list(EvalOverlap(captions=(str(path),), min_words=words).open().captions)
+
+    assert looked_for(1) == ["白い猫", "白い dog", "a dog", "コーヒー", "犬3匹"]
+    assert looked_for(3) == ["白い猫", "白い dog", "コーヒー", "犬3匹"]
+    assert looked_for(4) == ["コーヒー"]
+    stage = EvalOverlap(captions=(str(path),), min_words=1)
+    rows = pa.table({"caption": pa.array(["???", "", " ", None], pa.string())})
+    assert decided(stage, rows)["keep"] == [True] * 4
 
 
 def test_hashes_of_another_length_stop_the_run(tmp_path: Path) -> None:

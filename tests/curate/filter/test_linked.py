@@ -87,7 +87,21 @@ def test_a_part_finds_its_own_rows() -> None:
 
 def test_most_pixels_comes_first_and_unknown_last() -> None:
     table = pa.table({"original_width": [10, None, 20], "original_height": [10, 50, 10]})
-    assert np.argsort(linked.most_pixels(table)).tolist() == [2, 0, 1]
+    assert np.argsort(linked.ranks(table, "largest")).tolist() == [2, 0, 1]
+
+
+def test_stored_sizes_rank_by_whole_pixels() -> None:
+    """300 by 200, 200 by 300 and 240 by 250 are of one area, though a ratio of 250 / 240 is rounded."""
+    sides, ratios = [200, 200, 240, None, 100, 7], [1.5, 1.5, 250 / 240, 1.0, 7.0, 3.0]
+    table = pa.table(
+        {
+            "min_side_px": pa.array(sides, pa.int32()),
+            "aspect_ratio": pa.array(ratios, pa.float32()),
+        }
+    )
+    expected = [-60_000, -60_000, -60_000, 0, -70_000, -147]
+    assert linked.ranks(table, "largest_stored").tolist() == expected
+    assert linked.ranks(table, "first").tolist() == [0] * 6
 
 
 def test_refusals_have_one_reason() -> None:

@@ -463,11 +463,17 @@ def test_a_pool_is_balanced_for_a_number_of_rows(
     [
         ({"t": 0}, r"t = 0, no row would be kept\. hint: t is a number of rows"),
         ({"keep": 0}, r"keep = 0, no row would be kept\. hint: keep is a number of rows"),
+        ({"t": 1 << 63}, r"more rows than any pool has\. hint: t is at most"),
+        ({"keep": 1 << 63}, r"more rows than any pool has\. hint: keep is at most"),
         ({}, r"none of t, keep and tail_share is given\. hint: set one of t"),
         ({"t": 5, "keep": 9}, r"t = 5 and keep = 9 is given\. hint: set one of t"),
         ({"tail_share": 0.0}, r"tail_share = 0\.0\. hint: a share of all matches"),
         ({"tail_share": 6.0}, r"tail_share = 6\.0\. hint: a share of all matches"),
         ({"t": 5, "reference": "de"}, r'reference = "de" and no by\. hint: name the column'),
+        (
+            {"tail_share": 0.06, "by": "language", "reference": "de"},
+            r'reference = "de" and tail_share = 0\.06, which has no reference\. hint: ',
+        ),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:

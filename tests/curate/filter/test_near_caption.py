@@ -78,6 +78,42 @@ def test_rows_are_those_of_all_pairs(
     assert found == brute_force(captions, urls, similarity)
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    rows=st.lists(st.tuples(CAPTION, st.sampled_from(["u", "v"])), min_size=1, max_size=25),
+    similarity=st.sampled_from([0.1, 0.5, 0.6, 0.75, 0.8, 1.0]),
+    block=st.integers(1, 6),
+    at_once=st.integers(1, 4),
+)
+def test_rows_are_those_of_all_pairs_where_captions_are_compared_by_blocks(
+    rows: list[tuple[Any, Any]], similarity: float, block: int, at_once: int
+) -> None:
+    captions, urls = [caption for caption, _ in rows], [url for _, url in rows]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(near_caption, "_MANY_ROWS", 2)
+        patch.setattr(near_caption, "_POSTING_COST", 1e9)
+        patch.setattr(near_caption, "_BLOCK_ROWS", block)
+        patch.setattr(near_caption, "_PAIRS_AT_ONCE", at_once)
+        found = of(captions, urls, NearCaption(similarity=similarity), 26)
+    assert found == brute_force(captions, urls, similarity)
+
+
+def test_pairs_that_others_have_joined_are_not_verified(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand captions of one template are two million pairs that are alike."""
+    verified = []
+    alike = near_caption._Captions._alike
+
+    def counted(self: Any, left: np.ndarray, right: np.ndarray) -> Any:
+        verified.append(len(left))
+        return alike(self, left, right)
+
+    monkeypatch.setattr(near_caption._Captions, "_alike", counted)
+    captions = [f"Buy product {n:05d} online at MegaShop today" for n in range(2000)]
+    found = of(captions, ["u"] * 2000, cut=2000)
+    assert found == [None, *["0"] * 1999]
+    assert sum(verified) < 100_000
+
+
 def test_pieces_and_blocks_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     words = ["red", "reed", "blue", "green", "greens", "a", "the", "dog", "dogs", "runs"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
-from itertools import combinations
+from itertools import combinations, permutations
 from pathlib import Path
 from typing import Any
 
@@ -122,6 +122,53 @@ def test_groups_are_those_of_all_pairs(
     assert done["near_duplicate_of"].to_pylist() == brute_force(hashes, radius)
 
 
+@pytest.mark.parametrize(("size_bytes", "radius"), [(8, 4), (8, 7), (32, 26)])
+def test_each_pair_in_a_large_bucket_is_found_by_one_band_alone(
+    size_bytes: int, radius: int
+) -> None:
+    """Pairs at the radius itself that agree in one band, and of its other bits in one finer band."""
+    rng = np.random.default_rng(size_bytes + radius)
+    near = radius * 8 // size_bytes
+    bands = [list(range(band, 64, near + 1)) for band in range(near + 1)]
+    hashes: list[bytes | None] = []
+    for shared, band in enumerate(bands):
+        others = [bit for bit in range(64) if bit not in band]
+        bits = rng.integers(0, 2, (32 + 2 * len(bands), 8 * size_bytes)).astype(bool)
+        bits[:, _low(size_bytes)[band]] = rng.integers(0, 2, len(band))
+        for agreed in range(len(bands)):
+            left, right = 32 + 2 * agreed, 33 + 2 * agreed
+            bits[right] = bits[left]
+            finer = [others[n :: near + 1] for n in range(near + 1) if n != agreed]
+            rest = [bits for number, bits in enumerate(bands) if number != shared]
+            low = _low(size_bytes)[_one_of_each(rest, finer)]
+            high = np.setdiff1d(np.arange(8 * size_bytes), _low(size_bytes))
+            bits[right, np.concatenate([low, high[: radius - near]])] ^= True
+        hashes += [_packed_bits(row) for row in bits]
+    wanted = brute_force(hashes, radius)
+    assert sum(one is not None for one in wanted) == len(bands) ** 2
+    done = decided(NearDuplicate(radius=radius), hash_table(hashes), 1000, 3)
+    assert done["near_duplicate_of"].to_pylist() == wanted
+
+
+def _low(size_bytes: int) -> np.ndarray:
+    """Numbers of the 64 bits that bands are cut from, as ``phash.coarse`` takes them."""
+    first = np.arange(8) * (8 if size_bytes == 8 else 16)
+    return (first[:, None] + np.arange(8)).ravel()
+
+
+def _packed_bits(row: np.ndarray) -> bytes:
+    return np.packbits(row, bitorder="little").tobytes()
+
+
+def _one_of_each(bands: list[list[int]], finer: list[list[int]]) -> list[int]:
+    """As many bits as there are bands, no two of one band or of one finer band."""
+    for order in permutations(finer):
+        common = [set(band) & set(cut) for band, cut in zip(bands, order, strict=True)]
+        if all(common):
+            return [min(bits) for bits in common]
+    raise AssertionError("no such bits")
+
+
 @pytest.mark.parametrize(("size_bytes", "radius"), [(8, 0), (8, 4), (32, 26), (32, 63)])
 def test_split_buckets_find_the_same(
     size_bytes: int, radius: int, monkeypatch: pytest.MonkeyPatch
@@ -152,6 +199,12 @@ def test_the_largest_stays_where_it_is_preferred() -> None:
     assert done["reason"].to_pylist() == [
         *["near_duplicate.image", None, "near_duplicate.image", None, "near_duplicate.image"]
     ]
+    stored = table.append_column("min_side_px", pa.array([10, 30, 30, 1, None]))
+    stored = stored.append_column("aspect_ratio", pa.array([1.0, 4 / 3, 4 / 3, 1.0, None]))
+    stage = NearDuplicate(prefer="largest_stored")
+    assert set(stage.reads()) == {"phash", "min_side_px", "aspect_ratio", "part", "row"}
+    own = stored.drop_columns(["original_width", "original_height"])
+    assert decided(stage, own, 2, 2) == done
     first = decided(NearDuplicate(), table, 2, 2)
     assert first["near_duplicate_of"].to_pylist() == [None, "u0", "u0", None, "u0"]
 

@@ -22,7 +22,6 @@ from pipelines import curation
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
 from tests.pipelines.test_curation import Quiet, ledger
-from tests.tiny import models
 from tests.tiny.pictures import encoded
 
 DIM = 8
@@ -156,6 +155,11 @@ def test_the_largest_copy_can_stay() -> None:
     found = outcome(stage, [table])
     assert found == expected(table, 0.9, ranks)
     assert found != outcome(SemanticDuplicate(similarity=0.9), [table])
+    ratio = table["original_width"].cast(pa.float32())  # one pixel high, so many wide
+    own = table.drop_columns(["original_width", "original_height"])
+    own = own.append_column("min_side_px", table["original_height"])
+    own = own.append_column("aspect_ratio", ratio)
+    assert outcome(SemanticDuplicate(similarity=0.9, prefer="largest_stored"), [own]) == found
 
 
 def test_rows_without_an_embedding_or_a_cluster_are_kept() -> None:
@@ -201,6 +205,23 @@ def test_an_oversized_cluster_is_split_and_still_finds_most() -> None:
     )
 
 
+def test_a_split_cluster_knows_no_order_of_its_parts() -> None:
+    """Of equal embeddings one stands for all, and which one draws the splitting."""
+    rng = np.random.default_rng(0)
+    made = unit(rng.normal(size=(300, DIM)))
+    near = made + rng.normal(size=made.shape) * 0.09
+    table = pool(np.concatenate([made, made, unit(near)]))
+    stage = SemanticDuplicate(similarity=0.93, max_cluster_rows=120)
+    partials = [stage.summarize(table.slice(start, 100)) for start in range(0, 900, 100)]
+    states = []
+    for _ in range(5):
+        state = stage.settle([stage.close(stage.merge(partials))])
+        states.append(state.sort_by([("part", "ascending"), ("row", "ascending")]).to_pylist())
+        rng.shuffle(partials)  # type: ignore[arg-type]
+    assert len(states[0]) > 300
+    assert all(state == states[0] for state in states)
+
+
 def test_after_clusters_near_copies_are_found() -> None:
     rng = np.random.default_rng(4)
     made = rng.normal(size=(400, DIM))
@@ -235,7 +256,7 @@ def test_options_and_columns_that_cannot_work_are_named() -> None:
 def test_a_whole_run_decides_alike_for_any_parts_and_buckets(
     tmp_path: Path, curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From pictures in files to decisions: embedding, clusters, copies, and two scores beside them."""
+    """From pictures in files to decisions: embedding, clusters, copies, and a score beside them."""
     photos = tmp_path / "photos"
     photos.mkdir()
     rng = np.random.default_rng(0)
@@ -247,11 +268,9 @@ def test_a_whole_run_decides_alike_for_any_parts_and_buckets(
         for name, data in copies.items():
             (photos / f"{name}.{'jpg' if 'copy' in name else 'png'}").write_bytes(data)
             (photos / f"{name}.txt").write_text(f"a red circle {name}")
-    clip = models.clip_options(tmp_path)
-    np.savez(tmp_path / "head.npz", weight=np.ones(models.CLIP_DIM))
+    np.savez(tmp_path / "head.npz", weight=np.ones(48))
     stages = [
-        {"use": "score.image_embedding", **clip},
-        {"use": "score.clip_score", **clip, "embedding": "embedding_image"},
+        {"use": "tests.tiny.stages:Blocks"},
         {"use": "score.aesthetic", "weights": str(tmp_path / "head.npz")},
         {"use": "score.clusters", "clusters": 4},
         {"use": "filter.semantic_duplicate", "similarity": 0.9999},

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import decimal
 from typing import Any
 
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from curate.filter.threshold import Threshold
 from curate.stage import StageError
@@ -70,6 +73,49 @@ def test_integers_are_compared_exactly() -> None:
     values = pa.array([2**53, 2**53 + 1])
     assert reasons(values, equals=2**53 + 1) == [NO, None]
     assert reasons(values, at_most=float(2**53)) == [None, NO]
+
+
+def test_bounds_on_integers_are_exact() -> None:
+    values = pa.array([2**60, 2**60 + 1, 2**60 + 2])
+    assert reasons(values, at_least=2**60 + 1) == [NO, None, None]
+    assert reasons(values, at_most=2**60 + 1) == [None, None, NO]
+    assert reasons(values.cast(pa.uint64()), at_least=2**60 + 1) == [NO, None, None]
+    small = pa.array([-128, 0, 127, None], pa.int8())
+    assert reasons(small, at_least=300) == [NO, NO, NO, MISSING]
+    assert reasons(small, at_most=300, at_least=-(2**70)) == [None, None, None, MISSING]
+    assert reasons(small, at_most=float("inf"), at_least=-0.5) == [NO, None, None, MISSING]
+    assert reasons(small, at_most=126.5) == [None, None, NO, MISSING]
+    assert reasons(small, equals=0.5) == [NO, NO, NO, MISSING]
+    assert reasons(pa.array([2**64 - 1], pa.uint64()), at_most=-1) == [NO]
+    made = Component("filter.threshold", {"column": "x", "at_least": 2**60 + 1})
+    assert components.build("stage", made).at_least == 2**60 + 1
+
+
+def test_decimals_are_numbers() -> None:
+    values = pa.array([decimal.Decimal("0.50"), decimal.Decimal("0.51"), None])
+    assert reasons(values, at_most=0.5) == [None, NO, MISSING]
+    assert reasons(values, equals=0.5, missing="keep") == [None, NO, None]
+
+
+NUMBERS = [pa.int8(), pa.uint64(), pa.int64(), pa.float16(), pa.float32(), pa.float64()]
+
+
+@given(data=st.data(), kind=st.sampled_from(NUMBERS), cut=st.integers(1, 9))
+def test_it_is_what_plain_comparison_says(data: st.DataObject, kind: pa.DataType, cut: int) -> None:
+    whole = pa.types.is_integer(kind)
+    exact = st.integers(0, 127) if whole else st.floats(width=16)
+    values = data.draw(st.lists(st.one_of(st.none(), exact), max_size=20))
+    low = data.draw(st.one_of(st.none(), st.integers(-300, 300), st.floats(-1e4, 1e4, width=16)))
+    high = 100 if low is None else None
+    expected = [
+        MISSING if value is None or value != value
+        else None if (low is None or value >= low) and (high is None or value <= high)
+        else NO
+        for value in values
+    ]  # fmt: skip
+    column = pa.chunked_array([pa.array(values[:cut], kind), pa.array(values[cut:], kind)])
+    stage = Threshold(column="x", at_least=low, at_most=high)
+    assert stage.process(pa.table({"x": column}), None)["reason"].to_pylist() == expected
 
 
 def test_dictionary_columns_are_their_values() -> None:

@@ -59,6 +59,21 @@ def test_zones_and_nanoseconds_are_exact() -> None:
     assert reasons(before, until="1970-01-01") == [None, NO]
 
 
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        (pa.timestamp("s"), pa.int64()),
+        (pa.timestamp("ms", "UTC"), pa.int64()),
+        (pa.date64(), pa.int64()),
+        (pa.date32(), pa.int32()),
+    ],
+)
+def test_times_beyond_all_counting_are_missing(kind: pa.DataType, numbers: pa.DataType) -> None:
+    most = 2 ** (numbers.bit_width - 1) - 1
+    values = pa.array([most, -most - 1, 0, None], numbers).cast(kind)
+    assert reasons(values, since="1970-01-01") == [MISSING, MISSING, None, MISSING]
+
+
 @given(st.lists(st.datetimes(datetime.datetime(1700, 1, 1), datetime.datetime(2200, 1, 1))))
 def test_windows_that_touch_share_no_row_and_lose_none(times: list[datetime.datetime]) -> None:
     values = pa.array(times, pa.timestamp("us"))

@@ -137,6 +137,7 @@ def test_shares_are_decimal_and_rounded_to_the_nearest_row() -> None:
 
     assert [kept(0.1, rows) for rows in (4, 5, 14, 15, 30)] == [0, 1, 1, 2, 3]
     assert kept(0.29, 100) == 29
+    assert kept(0.3, 5) == 2  # the float 0.3 is a little less, and its share of 5 below a half
     assert kept(1.0, 7) == 7
 
 

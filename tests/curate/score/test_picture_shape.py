@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from decimal import Decimal
+
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -26,6 +28,32 @@ def test_of_the_picture_as_fetched() -> None:
     found = measured(PictureShape(), table)
     assert found["min_side_px"] == [200, 300, None, None, 1]
     assert found["aspect_ratio"] == [3.0, 1.0, None, None, 100_000_000.0]
+
+
+@pytest.mark.parametrize("kind", [pa.float32(), pa.float64()])
+def test_a_size_that_is_no_whole_number_of_pixels_is_not_known(kind: pa.DataType) -> None:
+    wide = [200.0, float("nan"), float("inf"), -float("inf"), 99.5, 1e18, -3.0, None]
+    table = pa.table(
+        {
+            "original_width": pa.array(wide, kind),
+            "original_height": pa.array([100] * 8, pa.uint64()),
+        }
+    )
+    for height in (table["original_height"], pa.array([Decimal("100.00")] * 8)):
+        table = table.set_column(1, "original_height", height)
+        found = measured(PictureShape(), table)
+        assert found["min_side_px"] == [100, *[None] * 7]
+        assert found["aspect_ratio"] == [2.0, *[None] * 7]
+    huge = pa.table({"original_width": pa.array([2**63], pa.uint64()), "original_height": [5]})
+    assert measured(PictureShape(), huge)["min_side_px"] == [None]
+
+
+def test_sizes_must_be_numbers() -> None:
+    kinds = {"original_width": pa.float64(), "original_height": pa.string()}
+    with pytest.raises(ValueError, match=r"'original_height' is string, not a number\. hint"):
+        PictureShape().check_columns(kinds)
+    PictureShape().check_columns({**kinds, "original_height": pa.int16()})
+    PictureShape(of="stored").check_columns({"image": pa.binary()})
 
 
 def test_a_ratio_just_over_three_is_over_three() -> None:
