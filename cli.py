@@ -72,8 +72,9 @@ class _Group(click.Group):
         except (RecipeError, RunFailed) as fault:
             click.echo(f"error: {fault}", err=True)
             ctx.exit(fault.exit_code)
-        except (OSError, ImportError) as fault:
-            # A full disk, a folder that became unreadable, a package that is not installed.
+        except (OSError, ImportError, EOFError) as fault:
+            # A full disk, a folder that became unreadable, a file that ends too early (click would
+            # say no more than "Aborted!"), a package that is not installed.
             where = getattr(fault, "filename", None)
             what = getattr(fault, "strerror", None) or fault
             click.echo(f"error: {f'{where}: ' if where else ''}{what}", err=True)
@@ -336,10 +337,13 @@ def entries_lint(path: str, rule: str, json: bool, fix: str, renumber: bool) -> 
     ("--entries", "", "A list instead, or a folder with one per language."),
     ("--pool", "", "Take the entry counts of this pool."),
     ("--url", "", "The pair's URL: with it the row's own draw is known."),
-    ("--language", "", "The caption's language, where lists are kept by language."),
+    ("--language", "", "The caption's language, where lists or counts are kept by language."),
     ("--json", False, "The answer as JSON."),
 )
-@click.option("--t", type=click.IntRange(min=1), help="Another threshold than the pool's.")
+@click.option("--group", help="The caption's value of the column that the balance has in `by`.")
+@click.option(
+    "--t", type=click.IntRange(min=1, max=1 << 62), help="Another threshold than the pool's."
+)
 def explain(caption: str, json: bool, **options: Any) -> None:
     """Print what a caption matches, with what probability it is kept, and what it nearly matches."""
     from pipelines import commands

@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import json
 import sys
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ def plan(name: str, overrides: Sequence[str] = ()) -> str:
 
 
 def show(what: str, overrides: Sequence[str] = ()) -> str:
-    """A recipe resolved, as TOML; or a component's summary and options."""
+    """A recipe resolved, as TOML; or a component's summary, its options and what they mean."""
     kind = next((kind for kind in components.KINDS if what in components.found(kind)), None)
     if kind is None:
         uses = [use for one in components.KINDS for use in components.found(one)]
@@ -68,6 +69,8 @@ def show(what: str, overrides: Sequence[str] = ()) -> str:
         default = "required" if option.default is components.REQUIRED else f"= {option.default!r}"
         words = components.type_name(option.annotation) if option.annotation is not None else ""
         lines.append(f"  {option.name:28s} {default:24s} {words}")
+    if description.words:
+        lines += ["", textwrap.indent(description.words.replace("``", "`"), "  ")]
     return "\n".join(lines)
 
 
@@ -145,17 +148,18 @@ def forecast(
     import os
 
     from pipelines import forecast as forecasting
-    from pipelines import forecast_text, progress, whatif
+    from pipelines import forecast_text, front, progress, whatif
 
-    loaded = recipe.load(name, overrides)
+    loaded = recipe.load(name, overrides, trial=True)
     planned = plan_curation(loaded)
     _slices(planned)
     writable("curate.pool", planned.pool_root)
     thresholds = whatif.parse_ts(ts)
     count = 1 if local or address else workers or os.cpu_count() or 1
+    here = local or front.is_done(front.front_of(loaded, planned).plan)
     shown = progress.for_stream()
     try:
-        with _runner(local, address, workers, shown) as runner:
+        with _runner(here, address, workers, shown) as runner:
             found = forecasting.forecast(
                 loaded, runner, shown, ts=thresholds, sample_rows=probe, workers=count
             )
@@ -285,7 +289,7 @@ def _plan_lines(planned: CurationPlan) -> list[str]:
     described = intake.check_pool(planned)
     count = _slices(planned)
     done_shards = sharding.check_folder(planned) is not None
-    known = costs.rows_known(planned)
+    known = costs.rows_known(planned, count)
     lines = [
         f"pool      {planned.pool_root}",
         f"shards    {planned.shards_root}" + ("  (done)" if done_shards else ""),

@@ -48,6 +48,7 @@ TYPICAL: dict[str, tuple[float, str]] = {
     "score.caption_shape": (250_000, "alt-texts"),
     "score.text_embedding": (216, "MiniLM on one core"),
     "score.phash": (1_400, "256 px pictures"),
+    "filter.eval_overlap": (5_000, "50,000 evaluation pictures"),
 }
 
 
@@ -92,27 +93,41 @@ def _rate(paths: list[str]) -> float | None:
     return seconds / rows if rows and seconds >= _LEAST_S else None
 
 
-def rows_known(plan: CurationPlan) -> dict[str, dict[str, int]]:
-    """stage name -> {"rows_in", "kept"} of the stages that ended in this pool, from their manifests."""
-    found: dict[str, dict[str, int]] = {}
+@dataclass(frozen=True)
+class Known:
+    """Rows that a stage kept, as of its manifest; where the pool has grown since, of the parts it had."""
+
+    kept: int
+    parts: int
+    is_whole: bool
+
+
+def rows_known(plan: CurationPlan, part_count: int) -> dict[str, Known]:
+    """stage name -> what its manifest says, of the stages that ended in this pool of so many parts."""
+    found: dict[str, Known] = {}
     for planned in (plan.source, *plan.stages):
         folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
         path = storage.join(folder, "manifest.json")
         if storage.exists(path):
             manifest: dict[str, Any] = storage.read_json(path, "pool")
-            found[planned.name] = {key: manifest[key] for key in ("rows_in", "kept")}
+            count = int(manifest["parts"])
+            found[planned.name] = Known(int(manifest["kept"]), count, count >= part_count)
     return found
 
 
-def plan_cost(plan: CurationPlan, index: int, known: dict[str, dict[str, int]]) -> str:
+def plan_cost(plan: CurationPlan, index: int, known: dict[str, Known]) -> str:
     """The expected cost of one stage that is to do, for `clip-pipe plan`; '' where nothing is known."""
     rate = rate_of(plan, plan.stages[index])
     if rate is None:
         return ""
-    above = [known[p.name]["kept"] for p in (plan.source, *plan.stages[:index]) if p.name in known]
+    above = [known[p.name] for p in (plan.source, *plan.stages[:index]) if p.name in known]
     if not above:
         return f"{rate.briefly(1_000_000)} for a million rows by one worker"
-    return f"{rate.briefly(min(above))} for at most {min(above):,} rows by one worker"
+    # What was counted before files were added bounds no row of the new parts.
+    chosen = [one for one in above if one.is_whole] or above
+    least = min(chosen, key=lambda one: one.kept)
+    of_parts = "" if least.is_whole else f" of the {least.parts} parts read in before"
+    return f"{rate.briefly(least.kept)} for at most {least.kept:,} rows{of_parts} by one worker"
 
 
 def duration(seconds: float) -> str:

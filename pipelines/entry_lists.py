@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -12,7 +13,7 @@ from curate.contract import storage
 from curate.entries import build as building
 from curate.entries import lint as linting
 from curate.entries import listing
-from curate.score.entry_lists import read_entries
+from curate.score.entry_lists import by_language, read_entries
 from pipelines.errors import RecipeError, split_hint
 
 _PATHS = ("extend", "wordnet", "corpus", "wikipedia", "titles", "seen_in")
@@ -26,6 +27,7 @@ def build(out: str, options: Mapping[str, Any]) -> str:
     chosen = {name: value for name, value in options.items() if name in known}
     path = storage.absolute(out)
     try:
+        _check_place(path)
         sources = building.Sources(
             **{n: _absolute(value) if n in _PATHS else value for n, value in chosen.items()}
         )
@@ -43,8 +45,15 @@ def build(out: str, options: Mapping[str, Any]) -> str:
 
 
 def lint(path: str, *, rule: str, as_json: bool, fix: str, renumber: bool) -> tuple[str, bool]:
-    """(what was found, whether the list is fine). Fine: no dead entry, or a fixed list was written."""
+    """(what was found, whether the list is fine). Fine: no dead entry, or a fixed list was written.
+
+    A folder is linted list by list, as rule ``worldwide`` matches them.
+    """
+    if os.path.isdir(storage.absolute(path)):
+        return _lint_folder(path, as_json, fix)
     try:
+        if fix:
+            _check_place(storage.absolute(fix))
         entries = read_entries(storage.absolute(path))
         found = list(linting.lint(entries, rule=rule))
         if fix:
@@ -65,6 +74,29 @@ def lint(path: str, *, rule: str, as_json: bool, fix: str, renumber: bool) -> tu
     }
     text = _json(entries, dead, by_kind) if as_json else _table(path, entries, dead, by_kind)
     return text, bool(fix) or not dead
+
+
+def _lint_folder(folder: str, as_json: bool, fix: str) -> tuple[str, bool]:
+    """The same over a folder with a list per language."""
+    try:
+        lists = by_language(storage.absolute(folder))
+    except ValueError as fault:
+        raise _refused("entries lint", fault) from fault
+    if fix:
+        first = next(iter(lists.values()))
+        raise RecipeError(
+            "entries lint --fix",
+            f"{folder} is a folder of {len(lists)} lists",
+            f"fix one file at a time, such as {first} with --rule worldwide",
+        )
+    found = {
+        language: lint(file, rule="worldwide", as_json=as_json, fix="", renumber=False)
+        for language, file in lists.items()
+    }
+    told = {language: json.loads(text) for language, (text, _) in found.items()} if as_json else {}
+    text = "\n".join(text for text, _ in found.values())
+    is_fine = all(fine for _, fine in found.values())
+    return json.dumps(told, ensure_ascii=False) if as_json else text, is_fine
 
 
 def _fixed(entries: Sequence[str], found: Sequence[linting.Finding], renumber: bool) -> list[str]:
@@ -99,6 +131,13 @@ def _table(
 def _short(entry: str) -> str:
     shown = repr(entry)
     return shown if len(shown) <= _SHOWN_CHARACTERS else shown[: _SHOWN_CHARACTERS - 3] + "..."
+
+
+def _check_place(path: str) -> None:
+    """Raise ValueError, before any work, for a list that can't be written."""
+    if not storage.is_url(path) and os.path.isdir(path):
+        raise ValueError(f"{path} is a folder. hint: name a file in it, such as {path}/entries.txt")
+    storage.prepare(path.rpartition("/")[0] or "/")
 
 
 def _absolute(value: Any) -> Any:

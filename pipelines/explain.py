@@ -29,6 +29,7 @@ from pipelines.plan import plan_curation
 
 _MATCH, _BALANCE = "score.metadata_match", "filter.metadata_balance"
 _NEAR_SHOWN = 20
+_GROUPS_SHOWN = 12
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Question:
     url: str = ""
     t: int | None = None
     language: str = ""
+    group: str | None = None  # the row's value of the balance's `by`; "" where it has none
 
 
 @dataclass(frozen=True)
@@ -92,17 +94,20 @@ def explain(question: Question) -> Answer:
         raise RecipeError(
             "explain", "this list is one of several languages", "say which: --language en"
         )
+    group = _group(question, pool)
     try:
         ids, texts = _matches(match, question)
     except (ValueError, StageError) as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError("explain", what, hint) from fault
-    matched = _with_counts(ids, texts, question, pool)
+    matched = _with_counts(ids, texts, question.t, pool, group)
     chance = _chance(matched)
     uid = pair_uid(question.url, question.caption) if question.url else None
     balance = pool.balance or (MetadataBalance(t=question.t) if question.t else None)
     lot = draw(uid, f"{balance.salt}:{balance.seed}") if uid and balance else None
     keep, reason, why = _verdict(matched, chance, lot, balance, question)
+    if not texts:
+        why = f"there is no list for {question.language}, and `fallback` is empty, so {why}"
     near = near_misses(question.caption, texts, ids)
     return Answer(
         question.caption,
@@ -135,7 +140,8 @@ def to_text(answer: Answer) -> str:
     lines.append(
         f"counts from  {answer.counts_from or 'nowhere: give a recipe or --pool that was run'}"
     )
-    lines.append(f"matched      {len(answer.matched):,} of {answer.entries:,} entries")
+    told = f"{len(answer.matched):,} of {answer.entries:,} entries"
+    lines.append(f"matched      {told if answer.entries else 'nothing: no list'}")
     if answer.matched:
         lines.append(f"  {'id':>8}  {'count':>12}  {'t':>9}  {'p':>6}  entry")
     for one in answer.matched:
@@ -217,31 +223,56 @@ def _matches(match: MetadataMatch, question: Question) -> tuple[list[int], Seque
     return ids, read_entries(path) if path else []
 
 
+def _group(question: Question, pool: _Pool) -> str | None:
+    """The value of ``by`` whose counts are meant; None where none are counted apart. Raises RecipeError."""
+    by = pool.balance.by if pool.balance is not None else ""
+    if not by or pool.state is None or not len(pool.state):
+        return None
+    option = "--language" if by == "language" else "--group"
+    group = question.group
+    if group is None and by == "language":
+        group = question.language or None
+    there = [value or "" for value in pc.unique(pool.state["group"]).to_pylist()]
+    if group in there:
+        return group
+    named = ", ".join(value or '"" (rows without one)' for value in there[:_GROUPS_SHOWN])
+    more = f" and {len(there) - _GROUPS_SHOWN:,} more" if len(there) > _GROUPS_SHOWN else ""
+    raise RecipeError(
+        "explain",
+        f"rows are balanced apart by {by!r}"
+        + (f", and no row of the pool that matches has {group!r}" if group is not None else ""),
+        f"say which: {option} VALUE, one of {named}{more}",
+    )
+
+
 def _with_counts(
-    ids: Sequence[int], texts: Sequence[str], question: Question, pool: _Pool
+    ids: Sequence[int],
+    texts: Sequence[str],
+    asked_t: int | None,
+    pool: _Pool,
+    group: str | None,
 ) -> list[Matched]:
     """Each matched entry with what the pool says. No row of the pool holds it: its count is 0, p is 1."""
-    counts, usual = _counts(question, pool)
+    counts, usual = _counts(asked_t, pool, group)
     matched: list[Matched] = []
     for number in ids:
         count, t = counts.get(number, (None if pool.state is None else 0, usual))
-        t = question.t or t
+        t = asked_t or t
         p = None if count is None or t is None else min(1.0, t / max(count, 1))
         matched.append(Matched(number, texts[number], count, t, 1.0 if count == 0 else p))
     return matched
 
 
 def _counts(
-    question: Question, pool: _Pool
+    asked_t: int | None, pool: _Pool, group: str | None
 ) -> tuple[dict[int, tuple[int, int | None]], int | None]:
     """(entry -> its count and t in the caption's group, the t of entries that nothing matched yet)."""
-    usual = question.t or (pool.balance.t if pool.balance is not None else None)
+    usual = asked_t or (pool.balance.t if pool.balance is not None else None)
     state = pool.state
     if state is None:
         return {}, usual
-    if pool.balance is not None and pool.balance.by:
-        own = pc.equal(pc.fill_null(state["group"], ""), question.language)
-        state = state.filter(own)
+    if group is not None:
+        state = state.filter(pc.equal(pc.fill_null(state["group"], ""), group))
     counted = zip(state["count"].to_pylist(), state["t"].to_pylist(), strict=True)
     found = dict(zip(state["entry"].to_pylist(), counted, strict=True))
     return found, next((t for _, t in found.values()), usual)

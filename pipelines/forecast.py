@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,18 +19,29 @@ import pyarrow as pa
 from curate.contract import parts, storage
 from curate.filter import balancing
 from curate.filter.metadata_balance import MetadataBalance
-from curate.stage import pool_state
+from curate.score.entry_lists import by_language, read_entries
+from curate.stage import StageError, pool_state
 from pipelines import costs, front, global_step, intake, part, probe
 from pipelines.curation import Runner
-from pipelines.errors import RecipeError
-from pipelines.front import Front, front_of
+from pipelines.errors import RecipeError, RunFailed
+from pipelines.front import BALANCE, Front, front_of
 from pipelines.funnel import Funnel, evaluate
-from pipelines.plan import CurationPlan, plan_curation
+from pipelines.plan import CurationPlan, Planned, plan_curation
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 from pipelines.whatif import with_t
 
 _TOP_ENTRIES = 10
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rows of one value of the balance's ``by``: all that reach it, unmatched ones, and those to be kept."""
+
+    rows: int
+    unmatched: int
+    expected: float
+    has_no_list: bool = False  # entries are listed by language, and there is no list for this one
 
 
 @dataclass(frozen=True)
@@ -46,6 +57,11 @@ class Balance:
     top: tuple[
         tuple[int, str, int, float], ...
     ]  # (entry, group, rows that match, p), most frequent first
+    asked: int | None = None  # of ``keep``
+    around: tuple[
+        tuple[int, float], ...
+    ] = ()  # (t, rows expected) of the solved t and the one below
+    groups: Mapping[str, Group] = field(default_factory=dict)  # {} where none are counted apart
 
     @property
     def tail_share(self) -> float:
@@ -84,7 +100,7 @@ class Forecast:
     download: probe.Bytes
     costs: tuple[Cost, ...]
     workers: int
-    entry_texts: Sequence[str] = ()
+    entry_texts: Mapping[tuple[int, str], str] = field(default_factory=dict)  # by (entry, group)
 
 
 def forecast(
@@ -112,7 +128,10 @@ def forecast(
     balances: list[Balance | None] = [None] * (1 + len(ts))
     if ahead.balance is not None:
         stages = [plan.stages[ahead.balance].stage for _, plan in plans]
-        balances = list(balances_of(ahead.plan, ahead.balance, stages))
+        try:
+            balances = list(balances_of(ahead.plan, ahead.balance, stages))
+        except StageError as fault:
+            raise RunFailed(str(fault)) from fault
     columns = [Column("recipe", evaluate(ahead.plan), balances[0])]
     for (name, plan), balance in zip(plans, balances[1:], strict=True):
         columns.append(Column(name, evaluate(plan, ahead.plan), balance))
@@ -128,7 +147,7 @@ def forecast(
         download=download,
         costs=tuple(_costs(whole, ahead, kept, download)),
         workers=workers,
-        entry_texts=entry_texts(whole),
+        entry_texts=entry_texts(whole, [b for b in balances if b is not None]),
     )
 
 
@@ -145,6 +164,7 @@ def balances_of(plan: CurationPlan, index: int, others: Sequence[MetadataBalance
     pairs += [(stage, stage.close(stage.merge([state]))) for stage in others]
     count = int((plan.pool.describe() or {"parts": 0})["parts"])
     rows = unmatched = 0
+    by_group = _Groups(planned.stage)
     expected: list[list[float]] = [[] for _ in pairs]
     variance: list[list[float]] = [[] for _ in pairs]
     for number in range(count):
@@ -157,11 +177,65 @@ def balances_of(plan: CurationPlan, index: int, others: Sequence[MetadataBalance
             variance[position].append(math.fsum(matched * (1.0 - matched)))
             if position == 0:
                 unmatched += len(chances) - len(matched)
+                by_group.add(table, chances)
     free = unmatched if planned.stage.keep_unmatched else 0
-    return [
+    found = [
         _balance(its, rows, unmatched, math.fsum(mean) + free, math.fsum(spread))
         for (_, its), mean, spread in zip(pairs, expected, variance, strict=True)
     ]
+    first = {"asked": planned.stage.keep, "around": _around(planned.stage, state)}
+    found[0] = dataclasses.replace(found[0], **first, groups=by_group.all(_lists(plan)))
+    return found
+
+
+class _Groups:
+    """Rows, unmatched ones and expected ones by the balance's ``by``, added up part by part."""
+
+    def __init__(self, stage: MetadataBalance) -> None:
+        self._by, self._keeps_unmatched = stage.by, stage.keep_unmatched
+        self._sums: dict[str, np.ndarray] = {}
+
+    def add(self, table: pa.Table, chances: np.ndarray) -> None:
+        if not self._by:
+            return
+        coded = table[self._by].cast(pa.string()).combine_chunks().fill_null("").dictionary_encode()
+        codes, count = np.asarray(coded.indices), len(coded.dictionary)
+        missing = np.isnan(chances)
+        free = float(self._keeps_unmatched)
+        kept = np.bincount(codes, np.where(missing, free, chances), count)
+        sums = np.stack([np.bincount(codes, None, count), np.bincount(codes, missing, count), kept])
+        for name, column in zip(coded.dictionary.to_pylist(), sums.T, strict=True):
+            self._sums[name] = self._sums.get(name, np.zeros(3)) + column
+
+    def all(self, lists: Mapping[str, str] | None) -> dict[str, Group]:
+        """``lists``: those of languages, where rows of another language can match nothing."""
+        listless = self._by == "language" and lists is not None
+        return {
+            name: Group(
+                int(rows), int(unmatched), float(kept), listless and name not in (lists or {})
+            )
+            for name, (rows, unmatched, kept) in sorted(self._sums.items())
+        }
+
+
+def _around(stage: MetadataBalance, state: pa.Table) -> tuple[tuple[int, float], ...]:
+    """(t, rows expected to be kept) of the largest t that keeps too few and the smallest that keeps enough."""
+    if stage.keep is None:
+        return ()
+    tried = stage.tried(state)
+    return tuple((t, tried[t]) for t in balancing.bracket(tried, stage.keep) if t)
+
+
+def _matching(plan: CurationPlan) -> Planned | None:
+    return next((p for p in plan.stages if p.use == "score.metadata_match"), None)
+
+
+def _lists(plan: CurationPlan) -> dict[str, str] | None:
+    """Language -> list, where a row of another language matches nothing; else None."""
+    match = _matching(plan)
+    if match is None or match.options["rule"] == "spaced" or match.options["fallback"]:
+        return None
+    return by_language(match.options["entries"])
 
 
 def _balance(
@@ -199,14 +273,25 @@ def _state(plan: CurationPlan, index: int) -> pa.Table:
     )
 
 
-def entry_texts(plan: CurationPlan) -> list[str]:
-    """The entry list of the plan's matching stage; [] where there is none, or one for each language."""
-    from curate.score.metadata_match import read_entries
-
-    for planned in plan.stages:
-        if planned.use == "score.metadata_match" and planned.options["rule"] == "spaced":
-            return read_entries(planned.options["entries"])
-    return []
+def entry_texts(plan: CurationPlan, balances: Iterable[Balance]) -> dict[tuple[int, str], str]:
+    """(entry, group) -> its text, of the entries that the balances name; those of unknown lists are left out."""
+    match = _matching(plan)
+    wanted = {(entry, group) for balance in balances for entry, group, *_ in balance.top}
+    if match is None or not wanted:
+        return {}
+    path = match.options["entries"]
+    if match.options["rule"] == "spaced":
+        texts = read_entries(path)
+        return {key: texts[key[0]] for key in wanted if key[0] < len(texts)}
+    balance = next((p for p in plan.stages if p.use == BALANCE), None)
+    if balance is None or balance.options["by"] != "language":
+        return {}  # an id is another entry in each language's list
+    paths, found = by_language(path), {}
+    for group in {group for _, group in wanted}:
+        listed = paths.get(group) or paths.get(match.options["fallback"])
+        texts = read_entries(listed) if listed else []
+        found.update({k: texts[k[0]] for k in wanted if k[1] == group and k[0] < len(texts)})
+    return found
 
 
 def _costs(whole: CurationPlan, ahead: Front, kept: int, download: probe.Bytes) -> list[Cost]:

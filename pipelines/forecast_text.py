@@ -7,6 +7,7 @@ from pipelines.forecast import Balance, Forecast
 from pipelines.probe import TAR_BYTES, Bytes
 from pipelines.side_by_side import funnel_lines, rows_as_text
 
+_GROUPS_SHOWN = 12
 _HEAD_AND_TAIL = (
     ("entries with t rows or more (head)", "head_entries"),
     ("  their matches", "head_matches"),
@@ -32,8 +33,11 @@ def lines(found: Forecast) -> list[str]:
     balances = [column.balance for column in found.columns if column.balance is not None]
     if balances:
         told += ["", *_balance_lines(found, balances)]
+        told += _group_lines(balances[0])
         told += ["", *_top_lines(found, balances)]
     told += ["", *_download_lines(found.download)]
+    if not found.costs and found.download.note == "nothing to download":
+        told[-1] += ", nothing left to pay"
     return [*told, *_cost_lines(found)]
 
 
@@ -57,7 +61,47 @@ def _balance_lines(found: Forecast, balances: list[Balance]) -> list[str]:
     for label, key in _HEAD_AND_TAIL:
         table.append([label, *(f"{one.head_and_tail[key]:,}" for one in balances)])
     table.append(["  share of all matches", *(f"{one.tail_share:.2%}" for one in balances)])
-    return rows_as_text(head, table)
+    return [*rows_as_text(head, table), *_solved_lines(balances[0])]
+
+
+def _solved_lines(balance: Balance) -> list[str]:
+    """What the thresholds around the solved one give, where t is solved for a number of rows."""
+    if balance.asked is None:
+        return []
+    enough = next(((t, kept) for t, kept in balance.around if kept >= balance.asked), None)
+    fewer = next(((t, kept) for t, kept in balance.around if kept < balance.asked), None)
+    told = f"keep = {balance.asked:,}: "
+    told += (
+        f"t = {enough[0]:,} is expected to give {enough[1]:,.0f}"
+        if enough
+        else "all that match are fewer"
+    )
+    if enough and fewer:
+        told += (
+            f"; t = {fewer[0]:,} would give {fewer[1]:,.0f}, fewer than asked (t is a whole number)"
+        )
+    return [told]
+
+
+def _group_lines(balance: Balance) -> list[str]:
+    """Rows by group, the largest first, and the groups that no list is for."""
+    if not balance.groups:
+        return []
+    names = sorted(balance.groups, key=lambda name: (-balance.groups[name].rows, name))
+    table = []
+    for name in names[:_GROUPS_SHOWN]:
+        one = balance.groups[name]
+        cells = [f"{one.rows:,}", f"{one.unmatched:,}", f"{one.expected:,.1f}"]
+        table.append([f"  {name or '(none)'}", *cells])
+    if len(names) > _GROUPS_SHOWN:
+        table.append([f"  and {len(names) - _GROUPS_SHOWN:,} more", "", "", ""])
+    head = ["by group", "rows", "match no entry", "expected to be kept"]
+    missing = [
+        f"{name or '(none)'}: {balance.groups[name].rows:,} rows, no list, fallback is empty"
+        for name in names
+        if balance.groups[name].has_no_list
+    ]
+    return ["", *rows_as_text(head, table), *missing]
 
 
 def _top_lines(found: Forecast, balances: list[Balance]) -> list[str]:
@@ -67,7 +111,7 @@ def _top_lines(found: Forecast, balances: list[Balance]) -> list[str]:
     head = ["most frequent entries", "matches", *(f"p, {c.name}" for c in found.columns)]
     table = []
     for place, (entry, group, count, _) in enumerate(balances[0].top):
-        text = found.entry_texts[entry] if entry < len(found.entry_texts) else f"entry {entry}"
+        text = found.entry_texts.get((entry, group), f"entry {entry}")
         chances = [f"{balance.top[place][3]:.4f}" for balance in balances]
         table.append([f"  {text[:40]}{f' ({group})' if group else ''}", f"{count:,}", *chances])
     return rows_as_text(head, table)
@@ -78,7 +122,10 @@ def _download_lines(download: Bytes) -> list[str]:
         return [download.note]
     told = [f"download: {download.rows:,} URLs"]
     if download.source == "probe":
-        told[0] += f"; of {download.sample_rows:,} tried {download.success_frac:.1%} came"
+        told[0] += (
+            f"; of {download.sample_rows:,} tried {download.success_frac:.1%} came (not kept: a run fetches them again)"
+        )
+        told += [f"  {count:,} failed: {reason}" for reason, count in download.failures.items()]
     elif download.success_frac is not None:
         told[0] += f"; {download.success_frac:.1%} came in an earlier run"
     if download.fetched is not None:
@@ -91,6 +138,9 @@ def _download_lines(download: Bytes) -> list[str]:
         told.append(f"  shards about {shards}, if no later stage refuses a row")
     if download.source == "unknown":
         told.append("  bytes unknown: give --probe N to fetch N of them")
+    elif download.source == "probe" and download.stored is None:
+        told.append("  bytes and time unknown: no picture came")
+        told += [f"  hint: {download.hint}"] if download.hint else []
     elif download.note:
         told.append(f"  from {download.note}")
     return told

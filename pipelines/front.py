@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from curate.contract import storage
-from pipelines import curation
+from pipelines import curation, intake
 from pipelines.curation import Runner
 from pipelines.plan import CurationPlan, Planned, plan_curation
 from pipelines.progress import Progress
@@ -73,6 +73,16 @@ def _text_only(whole: CurationPlan, paying: int, balance: int) -> list[int]:
             found.append(index)
             made -= set(planned.columns)
     return found if balance in found else []
+
+
+def is_done(plan: CurationPlan) -> bool:
+    """Whether nothing of the front is left to run."""
+    described = intake.check_pool(plan)
+    if described is None or described != plan.pool.describe():
+        return False
+    count = int(described["parts"])
+    read_in = all(storage.exists(plan.pool.rows_path(number)) for number in range(count))
+    return read_in and all(curation.parts_done(plan, p, count) == count for p in plan.stages)
 
 
 def run(plan: CurationPlan, runner: Runner, progress: Progress) -> int:

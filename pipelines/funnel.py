@@ -1,8 +1,9 @@
 """What a plan would keep, stage by stage, from the columns that a pool holds: nothing is measured or written.
 
 A stage that is committed for every part under its own fingerprint is read. A filter that is not is
-worked out anew from stored columns. A measure that is not is read from whichever runs measured the row
-(`reuse`, as a run would); rows that no run measured are told as ``unmeasured`` and leave the funnel.
+worked out anew from stored columns. A measure that is not, and any code from elsewhere, is read from
+whichever runs asked it about the row (`reuse`, as a run would); rows that a run would have to measure
+are told as ``unmeasured`` and leave the funnel.
 One part is in memory at a time, besides one bit per row and the state of a global filter.
 """
 
@@ -12,17 +13,17 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.contract import parts, storage
-from curate.contract.parts import stage_folder
-from curate.stage import GlobalStage, pool_state
+from curate.stage import GlobalStage, StageError, pool_state
 from pipelines import curation, fused, global_step, intake, part, reuse
-from pipelines.errors import RecipeError
+from pipelines.errors import RecipeError, RunFailed
+from pipelines.held import NO_POOL_HINT
 from pipelines.plan import CurationPlan, Planned
 
 _BATCH_ROWS = 65_536  # of a filter that is worked out; its own batches are sized for pictures
@@ -67,55 +68,80 @@ class Funnel:
 
 
 def is_deciding(planned: Planned) -> bool:
-    """Whether a stage only decides on columns, so that it can be worked out without measuring."""
+    """Whether a stage is a filter of ours, so that it can be worked out from columns alone.
+
+    What code from elsewhere would do, such as ask a service, is not known.
+    """
+    is_ours = planned.use.startswith("filter.") and ":" not in planned.use
     looks = planned.makes_images or "image" in planned.reads
-    return (
-        planned.decides and not looks and (not planned.columns or planned.use.startswith("filter."))
-    )
+    return is_ours and planned.decides and not looks
 
 
 def has_values(plan: CurationPlan, planned: Planned) -> bool:
     """Whether any run left values of this measure in the pool, whatever was refused above it."""
-    folders = plan.pool.columns_folder(planned.use, "?" * 8)
-    own = f"/{stage_folder(planned.use, planned.fingerprint)}/"
-    for path in storage.glob(storage.join(folders, "part-*.parquet")):
-        if own in path:
-            return True
-        if not isinstance(planned.stage, GlobalStage) and _is_of(planned, parts.read_stats(path)):
-            return True
-    return False
 
+    def sidecars(fingerprint: str) -> list[str]:
+        folder = plan.pool.columns_folder(planned.use, fingerprint)
+        return storage.glob(storage.join(folder, "part-*.parquet"))
 
-def _is_of(planned: Planned, stats: dict[str, Any]) -> bool:
-    """Whether a sidecar holds what a run of ``planned`` would take over: the same measure, and not all errors."""
-    return stats.get("measure") == planned.measure and not reuse.failed(stats)
+    if sidecars(planned.fingerprint):
+        return True
+    if isinstance(planned.stage, GlobalStage):
+        return False
+    paths = (path for other in reuse.fingerprints(plan, planned) for path in sidecars(other))
+    tables = (parts.read_table(path, ["keep", "reason"]) for path in paths)
+    return any(reuse.known_rows(planned, table).any() for table in tables)
 
 
 def part_count(plan: CurationPlan) -> int:
     """Parts of the plan's pool. Raises RecipeError where the pool is not there or its rows are not whole."""
     described = intake.check_pool(plan)
-    hint = "run `clip-pipe curate` or `clip-pipe forecast` first: they make the pool"
     if described is None:
-        raise RecipeError(f"curate.pool = {plan.pool_root!r}", "there is no pool", hint)
+        raise RecipeError(f"curate.pool = {plan.pool_root!r}", "there is no pool", NO_POOL_HINT)
     count = int(described["parts"])
     missing = sum(not storage.exists(plan.pool.rows_path(number)) for number in range(count))
     if missing:
         raise RecipeError(
             f"curate.pool = {plan.pool_root!r}",
             f"{missing} of {count} parts of the source are not read in yet",
-            hint,
+            NO_POOL_HINT,
         )
     return count
 
 
 def evaluate(plan: CurationPlan, base: CurationPlan | None = None) -> Funnel:
-    """The funnel of ``plan`` over its pool. Raises RecipeError for a pool that is not there.
+    """The funnel of ``plan`` over its pool. Raises RecipeError for a pool that is not there, and
+    RunFailed where a filter can't be worked out with these options.
 
     ``base`` is the run it is compared with: where a measure of the whole pool has no values under
     ``plan``, those of ``base`` are taken, and the funnel says "about".
     """
     with tempfile.TemporaryDirectory(prefix="clip-pipe-") as folder:
-        return _Evaluation(plan, base or plan, folder).funnel()
+        try:
+            return _Evaluation(plan, base or plan, folder).funnel()
+        except StageError as fault:
+            raise RunFailed(str(fault)) from fault
+
+
+class _Sidecar(NamedTuple):
+    """Where values of a stage and part lie. An earlier run's count for the rows that a run would take over."""
+
+    path: str
+    is_earlier: bool = False
+
+    def read(self, planned: Planned, names: list[str]) -> tuple[pa.Table, np.ndarray]:
+        """(the columns, which rows have values: bool of shape (rows,))."""
+        table = parts.read_table(self.path, [*names, *self._decision(names)])
+        known = (
+            reuse.known_rows(planned, table)
+            if self.is_earlier
+            else np.asarray(table["keep"].is_valid())
+        )
+        return table, known
+
+    def _decision(self, names: list[str]) -> list[str]:
+        wanted = ("keep", "reason") if self.is_earlier else ("keep",)
+        return [name for name in wanted if name not in names]
 
 
 class _Evaluation:
@@ -134,6 +160,7 @@ class _Evaluation:
         self.rows = [
             parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(self.count)
         ]
+        self.earlier: dict[int, tuple[str, ...]] = {}  # stage -> fingerprints, see reuse
         self.alive = [np.packbits(np.ones(rows, dtype=bool)) for rows in self.rows]
 
     def funnel(self) -> Funnel:
@@ -161,9 +188,9 @@ class _Evaluation:
             left = self._living(number)
             rows_in += int(left.sum())
             stay = np.zeros(len(left), dtype=bool)
-            for path in self._sidecars(index, number) if left.any() else ():
-                table = parts.read_table(path, ["keep", "reason"])
-                known = left & np.asarray(table["keep"].is_valid())
+            for sidecar in self._sidecars(index, number) if left.any() else ():
+                table, known = sidecar.read(self.plan.at(index), ["keep", "reason"])
+                known = known & left
                 keep = known & np.asarray(pc.fill_null(table["keep"], True))
                 _count(refused, table["reason"], known & ~keep)
                 stay |= keep
@@ -200,23 +227,22 @@ class _Evaluation:
             self.alive[number] = np.packbits(alive)
         return StageCount(planned.name, rows_in, dict(sorted(refused.items())))
 
-    def _sidecars(self, index: int, number: int) -> list[str]:
-        """Where the values of a stage and part lie: its own sidecar, then earlier runs' of the same measure."""
+    def _sidecars(self, index: int, number: int) -> list[_Sidecar]:
+        """Where the values of a stage and part lie: its own sidecar, else earlier runs' of the same measure."""
         planned = self.plan.at(index)
         pool = self.plan.pool
         own = part.sidecar(self.plan, planned, number)
         if index in self.computed:
-            return [self._held(index, number)]
+            return [_Sidecar(self._held(index, number))]
         if storage.exists(own):
-            return [own]
+            return [_Sidecar(own)]
         if isinstance(planned.stage, GlobalStage):
             before = part.sidecar(self.base, self.base.stages[index], number)
-            return [before] if storage.exists(before) else []
-        return [
-            path
-            for path in storage.glob(pool.columns_path(planned.use, "?" * 8, number))
-            if _is_of(planned, parts.read_stats(path))
-        ]
+            return [_Sidecar(before)] if storage.exists(before) else []
+        if index not in self.earlier:
+            self.earlier[index] = reuse.fingerprints(self.plan, planned)
+        paths = [pool.columns_path(planned.use, other, number) for other in self.earlier[index]]
+        return [_Sidecar(path, is_earlier=True) for path in paths if storage.exists(path)]
 
     def _state(self, index: int) -> pa.Table:
         """A global filter's state over the rows that live; one bucket of a large one at a time."""
@@ -273,10 +299,11 @@ class _Evaluation:
 
     def _values(self, index: int, number: int, names: list[str]) -> dict[str, pa.ChunkedArray]:
         """Stored columns of one stage for all rows of a part, each row from the first sidecar that knows it."""
-        paths = self._sidecars(index, number)
-        tables = [parts.read_table(path, [*names, "keep"]) for path in paths]
+        planned = self.plan.at(index)
+        read = [one.read(planned, names) for one in self._sidecars(index, number)]
+        tables = [table.select(names) for table, _ in read]
         if len(tables) > 1:
-            known = np.stack([np.asarray(table["keep"].is_valid()) for table in tables])
+            known = np.stack([one for _, one in read])
             rows = np.arange(known.shape[1]) + known.argmax(axis=0) * known.shape[1]
             tables = [pa.concat_tables(tables).unify_dictionaries().take(pa.array(rows))]
         return {name: tables[0][name] for name in names}

@@ -1,15 +1,19 @@
 """``--set key.path=value``: one value of a recipe's data changed, before anything checks it.
 
 A step into a list of tables is an index, or the name of the component that exactly one of them uses:
-``curate.stage.1.t``, ``curate.stage.metadata_balance.t`` and ``curate.stage.filter.metadata_balance.t``.
+``curate.stage.1.t``, ``curate.stage.metadata_balance.t`` and ``curate.stage.filter.metadata_balance.t``;
+of code from elsewhere ``curate.stage.Blur.radius`` and ``curate.stage.mylab.filters:Blur.radius``.
 """
 
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Sequence
 from typing import Any
 
 from pipelines.errors import RecipeError, did_you_mean
+
+_ONE_OF = {"filter.metadata_balance": frozenset({"t", "keep", "tail_share"})}
 
 
 def apply(data: dict[str, Any], text: str) -> None:
@@ -45,16 +49,30 @@ def place_of(data: dict[str, Any], override: str) -> tuple[str, ...]:
     return tuple(_by_index(data, override.partition("=")[0].strip().split("."), override))
 
 
+def drop_rivals(data: dict[str, Any], changes: Sequence[str]) -> None:
+    """Take out what applied changes replace: of options that exclude one another, those not set by them."""
+    chosen: dict[int, set[str]] = {}
+    for change in changes:
+        place = place_of(data, change)
+        if place[:2] == ("curate", "stage") and len(place) == 4:
+            chosen.setdefault(int(place[2]), set()).add(place[3])
+    for index, names in chosen.items():
+        table = data["curate"]["stage"][index]
+        rivals = _ONE_OF.get(table.get("use"), frozenset())
+        for name in rivals - names if rivals & names else ():
+            table.pop(name, None)
+
+
 def _by_index(data: dict[str, Any], steps: list[str], text: str) -> list[str]:
-    """A step into a list of tables may be a component's name: the whole `use`, or its last word."""
+    """Steps into a list of tables may be a component's name: the whole `use`, or its last word."""
     node: Any = data
     found: list[str] = []
     while steps:
-        step, steps = steps[0], steps[1:]
+        length = 1
+        if isinstance(node, list) and not steps[0].isdigit():
+            length = _length_of_name(node, steps)
+        step, steps = ".".join(steps[:length]), steps[length:]
         if isinstance(node, list) and not step.isdigit():
-            whole = f"{step}.{steps[0]}" if steps else ""
-            if any(_names(table, whole) for table in node):
-                step, steps = whole, steps[1:]
             step = _named(node, step, text)
         found.append(step)
         if isinstance(node, list):
@@ -62,6 +80,13 @@ def _by_index(data: dict[str, Any], steps: list[str], text: str) -> list[str]:
         else:
             node = node.get(step) if isinstance(node, dict) else None
     return found
+
+
+def _length_of_name(node: list[Any], steps: list[str]) -> int:
+    """How many steps are the name of a component that a table uses: its dots cut it as well."""
+    lengths = range(len(steps), 0, -1)
+    fits = (n for n in lengths if any(_names(table, ".".join(steps[:n])) for table in node))
+    return next(fits, 1)
 
 
 def _named(node: list[Any], name: str, text: str) -> str:
@@ -76,7 +101,7 @@ def _named(node: list[Any], name: str, text: str) -> str:
             f"say which by its index: {' or '.join(found)}",
         )
     uses = [table["use"] for table in node if isinstance(table, dict) and "use" in table]
-    near = did_you_mean(name, [str(use).rpartition(".")[2] for use in uses], "or one of")
+    near = did_you_mean(name, {_last_word(str(use)) for use in uses}, "or one of")
     raise RecipeError(
         f"--set {text}",
         f"{name!r} is no index of a list of {len(node)}",
@@ -86,7 +111,11 @@ def _named(node: list[Any], name: str, text: str) -> str:
 
 def _names(table: Any, name: str) -> bool:
     use = str(table.get("use", "")) if isinstance(table, dict) else ""
-    return bool(name) and name in (use, use.replace(":", ".").rpartition(".")[2])
+    return bool(name) and name in (use, _last_word(use))
+
+
+def _last_word(use: str) -> str:
+    return use.replace(":", ".").rpartition(".")[2]
 
 
 def _index(node: list[Any], step: str, text: str) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from curate.contract import parts, storage, tars
 from curate.contract.draw import draws
 from curate.stage import StageError
-from pipelines import part
+from pipelines import fused, part
 from pipelines.errors import RunFailed
 from pipelines.plan import CurationPlan, Planned
 
@@ -45,6 +45,8 @@ class Bytes:
     stored_error: float = 0.0
     seconds_per_row: float | None = None  # of one worker
     note: str = ""
+    failures: dict[str, int] = field(default_factory=dict)  # reason -> rows of the sample
+    hint: str = ""  # where none came: what the download stage advises
 
 
 def estimate(plan: CurationPlan, fetch: Planned | None, rows: int, sample_rows: int) -> Bytes:
@@ -72,17 +74,24 @@ def sample(plan: CurationPlan, fetch: Planned, size: int) -> pa.Table:
 def probed(fetch: Planned, rows: pa.Table, of_rows: int) -> Bytes:
     """Fetch the sample and multiply. Raises RunFailed where the download can't be used at all."""
     try:
-        state = fetch.stage.open()
+        state = fused.opened(fetch)
         started = time.perf_counter()
-        done = fetch.stage.process(rows, state)
+        done = fused.attempt(fetch, rows)  # a row it raises on counts as one that did not come
     except StageError as fault:
         raise RunFailed(str(fault)) from fault
     seconds = time.perf_counter() - started
     lengths = pc.fill_null(pc.binary_length(done["image"]), 0)
     stored = np.asarray(lengths, dtype=np.float64)
     wire = getattr(state, "wire_bytes", None)
-    got = [float(length or 0) for length in wire] if wire is not None else None
-    fetched, fetched_error = _scaled(np.array(got), of_rows) if got is not None else (None, 0.0)
+    # It is of the last call; where a row raised, that was not of all rows.
+    failures = part.reason_counts(done["reason"])
+    if not stored.any():
+        hint = _cure(fetch, max(failures, key=lambda reason: failures[reason], default=""))
+        return Bytes("probe", of_rows, len(rows), 0.0, failures=failures, hint=hint)
+    fetched, fetched_error = None, 0.0
+    if wire is not None and len(wire) == len(rows):
+        got = [float(length or 0) for length in wire]
+        fetched, fetched_error = _scaled(np.array(got), of_rows)
     kept, kept_error = _scaled(stored, of_rows)
     return Bytes(
         "probe",
@@ -94,7 +103,14 @@ def probed(fetch: Planned, rows: pa.Table, of_rows: int) -> Bytes:
         stored=kept,
         stored_error=kept_error,
         seconds_per_row=seconds / len(rows),
+        failures=failures,
     )
+
+
+def _cure(fetch: Planned, reason: str) -> str:
+    """What the download stage itself advises for a reason; '' where it has nothing to say."""
+    kind = reason.removeprefix(f"error.{fetch.use}.")
+    return str(fetch.stage.cures.get(kind, ""))
 
 
 def _scaled(values: np.ndarray, rows: int) -> tuple[float, float]:

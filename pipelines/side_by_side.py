@@ -8,9 +8,10 @@ from typing import Any
 from pipelines.funnel import Funnel, StageCount
 
 _NAME_WIDTH = 44
+_HEADING = "rows that reach a stage, and refused ones"
 _NOTES = {
-    "at least": "at least so many: rows that were never measured are left out",
-    "about": "about so many: a whole-pool stage below did not see the rows that were never measured",
+    "at least": "at least so many: rows without a value are left out",
+    "about": "about so many: a whole-pool stage below did not see the rows without a value",
 }
 
 
@@ -30,7 +31,7 @@ def rows_as_text(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str
 def funnel_lines(columns: Sequence[tuple[str, Funnel]], differences: bool = True) -> list[str]:
     """Each stage with the rows it is reached by, refuses by reason and keeps; a column per funnel."""
     single = differences and len(columns) == 2
-    head = ["", *(name for name, _ in columns), *(["difference"] if single else [])]
+    head = [_HEADING, *(name for name, _ in columns), *(["difference"] if single else [])]
     table: list[list[str]] = []
 
     def add(name: str, values: Sequence[int]) -> None:
@@ -64,7 +65,7 @@ def _notes(columns: Sequence[tuple[str, Funnel]]) -> list[str]:
         for stage in funnel.stages:
             if stage.unmeasured:
                 notes.append(
-                    f"{name}: {stage.unmeasured:,} rows would reach {stage.stage} and were never measured there; they leave the funnel"
+                    f"{name}: {stage.unmeasured:,} rows would reach {stage.stage} and were never measured there (or failed there before); they leave the funnel"
                 )
         if funnel.bound != "exact":
             notes.append(f"{name}: kept is {_NOTES[funnel.bound]}")

@@ -1,13 +1,16 @@
 """``clip-pipe whatif``: what other options of the filters would keep, beside what is kept now.
 
-Everything comes from the columns that the pool holds: no measure runs again, nothing is written. An
-option of a measure (a score, the download) can be tried only if some run left its values in the pool.
+Everything comes from what the pool holds: no measure runs again, the source is not read, nothing is
+written. An option of a measure (a score, the download) can be tried only if some run left its values in
+the pool.
 """
 
 from __future__ import annotations
 
 import copy
 import json
+import os
+import sys
 import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,13 +20,15 @@ from curate.contract import storage
 from pipelines import overrides, recipe
 from pipelines.errors import RecipeError
 from pipelines.funnel import Funnel, evaluate, has_values, is_deciding, part_count
-from pipelines.plan import CurationPlan, plan_curation
+from pipelines.held import plan_of_pool, unread_files
+from pipelines.plan import CurationPlan, Planned
 from pipelines.recipe import Recipe
 from pipelines.side_by_side import funnel_lines, funnel_record
 
 BALANCE = "filter.metadata_balance"
 _STAGE = ("curate", "stage")
 _TRIED = ("curate.stage.", "seed")
+_MOST_ROWS = 1 << 62
 
 
 @dataclass(frozen=True)
@@ -78,38 +83,46 @@ def _plans(
 ) -> tuple[CurationPlan, list[Scenario]]:
     """The plan that the pool was made by, and one plan for each scenario."""
     in_pool = storage.exists(storage.join(where, "pool.json"))
-    name = _kept_recipe(where) if in_pool else where
-    changed = _load(name, changes)
-    plan = plan_curation(changed)
-    base = plan_curation(_load(name) if in_pool else _as_run(changed, plan, name, changes))
+    if not in_pool:
+        _check_recipe(where)
+    changed = _kept(where, changes) if in_pool else recipe.load(where, changes, trial=True)
+    plan = plan_of_pool(changed)
+    base = plan_of_pool(_kept(where) if in_pool else _as_run(changed, plan, where, changes))
     _check_measures(base, plan, changed, changes)
-    if not ts:
-        return base, [Scenario("what-if", plan)] if changes else []
-    return base, [Scenario(f"t = {t:,}", plan_curation(with_t(changed, t))) for t in ts]
+    if unread := unread_files(changed):
+        text = f"note: {unread:,} files of the source are not read in yet; these are figures of what the pool holds"
+        print(text, file=sys.stderr, flush=True)
+    if ts:
+        return base, [Scenario(f"t = {t:,}", plan_of_pool(with_t(changed, t))) for t in ts]
+    if changes:
+        return base, [Scenario("what-if", plan)]
+    # A recipe that was edited since the run is a scenario by itself.
+    is_edited = [p.fingerprint for p in plan.stages] != [p.fingerprint for p in base.stages]
+    return base, [Scenario("as edited", plan)] if is_edited else []
+
+
+def _check_recipe(where: str) -> None:
+    """Raise RecipeError for a folder that is no pool; a recipe's file or name goes on."""
+    inside = storage.join(where, "pool")
+    is_folder = storage.is_url(where) or os.path.isdir(where)
+    if is_folder or ("/" in where and not where.endswith(".toml")):
+        found = storage.exists(storage.join(inside, "pool.json"))
+        hint = f"did you mean {inside}?" if found else "name a pool's folder, or a recipe"
+        raise RecipeError(where, "no pool is there (no pool.json)", hint)
 
 
 def _as_run(changed: Recipe, plan: CurationPlan, name: str, changes: Sequence[str]) -> Recipe:
     """The recipe that a pool was last run with, where its user names the recipe and not the pool."""
-    kept = storage.join(plan.pool_root, "recipe.toml")
-    if storage.exists(kept):
-        found = _load(kept)
+    if storage.exists(storage.join(plan.pool_root, "recipe.toml")):
+        found = _kept(plan.pool_root)
         if found.name == changed.name:
             return found
     # Else what is not about filters says which run is meant, and the rest is tried.
     return recipe.load(name, [text for text in changes if not _is_tried(changed, plan, text)])
 
 
-def _load(name: str, changes: Sequence[str] = ()) -> Recipe:
-    """A recipe, also one that lies in a pool behind fsspec."""
-    if not storage.is_url(name):
-        return recipe.load(name, changes)
-    data = tomllib.loads(storage.read_text(name))
-    for change in changes:
-        overrides.apply(data, change)
-    return recipe.from_data(data, name)
-
-
-def _kept_recipe(pool: str) -> str:
+def _kept(pool: str, changes: Sequence[str] = ()) -> Recipe:
+    """The recipe that a pool was last run with, for the pool where it is now. Raises RecipeError."""
     path = storage.join(pool, "recipe.toml")
     if not storage.exists(path):
         raise RecipeError(
@@ -117,7 +130,16 @@ def _kept_recipe(pool: str) -> str:
             "the pool holds no recipe.toml, so it is unknown which stages made it",
             "name the recipe: clip-pipe whatif RECIPE --set ...",
         )
-    return path
+    try:
+        data = tomllib.loads(storage.read_text(path))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as fault:
+        raise RecipeError(path, f"not valid TOML: {fault}") from fault
+    for change in changes:
+        overrides.apply(data, change)
+    overrides.drop_rivals(data, changes)
+    if isinstance(data.get("curate"), dict):
+        data["curate"]["pool"] = storage.absolute(pool)
+    return recipe.from_data(data, path)
 
 
 def _stage_of(changed: Recipe, plan: CurationPlan, change: str) -> int | None:
@@ -148,21 +170,32 @@ def _check_measures(
             "the scenario has other stages than the run it is compared with",
             "change options of filters only; for other stages run `clip-pipe curate`",
         )
-    for text in changes:
-        index = _stage_of(changed, plan, text)
-        if index is None or is_deciding(plan.stages[index]):
+    asked = {_stage_of(changed, plan, text): f"--set {text}" for text in changes}
+    for index, (before, planned) in enumerate(zip(base.stages, plan.stages, strict=True)):
+        is_changed = index in asked or _own_options(before) != _own_options(planned)
+        if not is_changed or is_deciding(planned) or planned.measure == before.measure:
             continue
-        if not has_values(plan, plan.stages[index]):
+        if not has_values(plan, planned):
             raise RecipeError(
-                f"--set {text}",
-                f"{plan.stages[index].use} measures, and the pool holds no values of it with these options",
-                "whatif tries options of filters; to measure anew run `clip-pipe curate` with this --set",
+                asked.get(index, f"{changed.path}: {planned.name} has other options now"),
+                f"{planned.use} measures, and the pool holds no values of it with these options",
+                "whatif tries options of filters; to measure anew run `clip-pipe curate` with these options",
             )
+
+
+def _own_options(planned: Planned) -> tuple[dict[str, Any], list[str]]:
+    """What a recipe says of a stage itself: options but for the seed, and the content of files."""
+    options = {name: value for name, value in planned.options.items() if name != "seed"}
+    return options, list(planned.input_files_sha256.values())
 
 
 def parse_ts(text: str) -> tuple[int, ...]:
     """``5k,20_000,1M`` as numbers of rows, in this order. Raises RecipeError."""
-    return tuple(_number(word.strip()) for word in text.split(",")) if text else ()
+    words = [word.strip() for word in text.split(",")] if text else []
+    if "" in words:
+        what = f"item {words.index('') + 1} of {len(words)} is empty"
+        raise RecipeError(f"--t {text}", what, "numbers of rows with one comma between two")
+    return tuple(map(_number, words))
 
 
 def _number(word: str) -> int:
@@ -175,4 +208,6 @@ def _number(word: str) -> int:
         raise RecipeError(
             f"--t {word}", "no whole number of rows", "e.g. --t 5k,20_000,1M"
         ) from fault
+    if value > _MOST_ROWS:
+        raise RecipeError(f"--t {word}", "more rows than any pool has", f"at most {_MOST_ROWS:,}")
     return int(value)

@@ -16,7 +16,21 @@ from cli import main
 from tests.tiny import commands
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = {"demo", "check", "plan", "forecast", "curate", "whatif", "explain", "entries", "train", "eval", "report", "list", "show"}
+COMMANDS = {
+    "demo",
+    "check",
+    "plan",
+    "forecast",
+    "curate",
+    "whatif",
+    "explain",
+    "entries",
+    "train",
+    "eval",
+    "report",
+    "list",
+    "show",
+}
 
 
 def toml(folder: Path, **more: str) -> Path:
@@ -121,6 +135,19 @@ def test_a_failed_run_exits_1(tmp_path: Path) -> None:
     code, _, err = invoke("curate", str(toml(tmp_path, stage='dead = "word"')), "--local")
     assert code == 1
     assert "error.tiny.dead" in err
+
+
+def test_a_file_that_ends_too_early_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """click takes an EOFError for the end of a dialogue and would say no more than "Aborted!"."""
+    from pipelines import commands as real
+
+    def cut(*_: object, **__: object) -> str:
+        raise EOFError("Compressed file ended before the end-of-stream marker was reached")
+
+    monkeypatch.setattr(real, "check", cut)
+    code, out, err = invoke("check", "r.toml")
+    assert (code, out) == (1, "")
+    assert err == "error: Compressed file ended before the end-of-stream marker was reached\n"
 
 
 def test_usage_errors_exit_2(tmp_path: Path) -> None:

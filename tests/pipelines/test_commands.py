@@ -138,6 +138,20 @@ def test_list_names_every_kind(tmp_path: Path) -> None:
     assert "filter.metadata_balance" not in commands.list_components("source")
 
 
+@pytest.mark.parametrize(
+    ("use", "words"),
+    [
+        ("filter.near_duplicate", "radius: bits in which copies differ"),
+        ("score.clip_score", "checkpoint: the weights"),  # of the base class whose options it has
+        ("infonce", "`init_temperature` 0 starts from"),  # read from the source text
+    ],
+)
+def test_show_says_what_options_mean(use: str, words: str) -> None:
+    table, _, told = commands.show(use).partition("\n\n")
+    assert use in table
+    assert words in told
+
+
 def test_show_resolves_a_parent() -> None:
     text = commands.show("demo_curated", ["seed=4"])
     assert "extends" not in text

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from curate.contract import parts
+from curate.contract import parts, storage
 from pipelines import costs
 from pipelines.plan import CurationPlan, Planned, plan_curation
 from tests.pipelines.test_funnel import made, stages
@@ -49,11 +50,27 @@ def test_too_little_work_is_no_measurement(plan: CurationPlan) -> None:
 
 def test_the_plan_s_line_says_for_how_many_rows(plan: CurationPlan) -> None:
     assert costs.plan_cost(plan, 2, {}) == "about 3 s (typical) for a million rows by one worker"
-    known = {plan.source.name: {"rows_in": 10, "kept": 8_000_000}}
+    known = {plan.source.name: costs.Known(8_000_000, 2, True)}
     assert costs.plan_cost(plan, 2, known) == (
         "about 23 s (typical) for at most 8,000,000 rows by one worker"
     )
     assert costs.plan_cost(plan, 1, known) == ""
+
+
+def test_what_was_counted_before_the_pool_grew_bounds_no_new_row(plan: CurationPlan) -> None:
+    known = {
+        plan.source.name: costs.Known(8_000_000, 9, True),
+        plan.stages[1].name: costs.Known(5, 2, False),
+    }
+    assert "for at most 8,000,000 rows by one worker" in costs.plan_cost(plan, 2, known)
+    known[plan.source.name] = costs.Known(7, 2, False)
+    assert costs.plan_cost(plan, 2, known).endswith(
+        "for at most 5 rows of the 2 parts read in before by one worker"
+    )
+    folder = plan.pool.columns_folder(plan.source.use, plan.source.fingerprint)
+    storage.write_text(f"{folder}/manifest.json", json.dumps({"kept": 7, "parts": 2}))
+    assert costs.rows_known(plan, 2) == {plan.source.name: costs.Known(7, 2, True)}
+    assert costs.rows_known(plan, 3) == {plan.source.name: costs.Known(7, 2, False)}
 
 
 def test_workers_share_the_time() -> None:

@@ -144,3 +144,39 @@ def test_the_commands_of_the_docs_run(tmp_path: Path, monkeypatch: pytest.Monkey
         assert done.exit_code == 0, (command, done.stderr)
     assert read_entries("entries.txt")[100:] == ["dog", "beach", "the", "New York"]
     assert "near misses" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["build", "lint"])
+def test_a_place_that_can_t_be_written_is_told_before_any_work(
+    tmp_path: Path, bad_list: str, command: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(*_: object, **__: object) -> None:
+        raise AssertionError("worked")
+
+    monkeypatch.setattr("curate.entries.build.build", never)
+    monkeypatch.setattr("curate.entries.lint.lint", never)
+    (tmp_path / "file").touch()
+    for out, message in (
+        (tmp_path / "file" / "l.txt", "can't be written"),
+        (tmp_path, "is a folder"),
+    ):
+        options = {"build": ["--numbers", "--out"], "lint": [bad_list, "--fix"]}[command]
+        code, told, said = invoke(command, *options, str(out))
+        assert (code, told) == (2, "")
+        assert message in said
+        assert "hint: name" in said
+
+
+def test_a_folder_is_linted_list_by_list(tmp_path: Path) -> None:
+    (tmp_path / "en.txt").write_text("dog\nSt. Louis\n")
+    (tmp_path / "ja.txt").write_text("カメラ\n")
+    code, told, _ = invoke("lint", str(tmp_path))
+    assert code == 1
+    assert "en.txt: 2 lines, 1 dead" in told
+    assert "ja.txt: 1 lines, 0 dead" in told
+    assert "doubtful" not in told
+    found = json.loads(invoke("lint", str(tmp_path), "--json")[1])
+    assert {language: one["dead"] for language, one in found.items()} == {"en": 1, "ja": 0}
+    code, _, said = invoke("lint", str(tmp_path), "--fix", str(tmp_path / "fixed.txt"))
+    assert code == 2
+    assert f"fix one file at a time, such as {tmp_path / 'en.txt'} with --rule worldwide" in said

@@ -27,14 +27,14 @@ ENTRIES = ["a", "dog", "red", "hot dog", "zebra", "unused"]
 CAPTIONS = ["a dog", "a red dog", "red", "a hot dog", "none of it", "a zebra"]
 
 
-def ran(folder: Path, **balance: Any) -> str:
+def ran(folder: Path, column: str = "tongue", **balance: Any) -> str:
     """A recipe that was run, over 60 rows in two languages."""
     pq.write_table(
         pa.table(
             {
                 "url": [f"http://x/{n}.jpg" for n in range(60)],
                 "caption": [CAPTIONS[n % len(CAPTIONS)] for n in range(60)],
-                "tongue": ["en" if n % 4 else "de" for n in range(60)],
+                column: ["en" if n % 4 else "de" for n in range(60)],
             }
         ),
         folder / "rows.parquet",
@@ -47,7 +47,7 @@ def ran(folder: Path, **balance: Any) -> str:
         "curate": {
             "pool": str(folder / "pool"),
             "shards": str(folder / "shards"),
-            "source": {**source, "rows_per_part": 25, "keep_columns": ["tongue"]},
+            "source": {**source, "rows_per_part": 25, "keep_columns": [column]},
             "stage": [
                 {"use": "score.metadata_match", "entries": str(folder / "entries.txt")},
                 {"use": "filter.metadata_balance", **balance},
@@ -96,9 +96,30 @@ def test_groups_are_explained_by_their_own_counts(tmp_path: Path) -> None:
     for n in range(0, 60, 5):
         url, tongue = f"http://x/{n}.jpg", "en" if n % 4 else "de"
         answer = explain(
-            Question(caption=CAPTIONS[n % len(CAPTIONS)], recipe=recipe, url=url, language=tongue)
+            Question(caption=CAPTIONS[n % len(CAPTIONS)], recipe=recipe, url=url, group=tongue)
         )
         assert answer.reason == decided[url], answer
+    with pytest.raises(
+        RecipeError, match="apart by 'tongue'\nhint: say which: --group VALUE, one of de, en"
+    ):
+        explain(Question(caption="a dog", recipe=recipe, language="en"))
+    with pytest.raises(RecipeError, match="no row of the pool that matches has 'fr'"):
+        explain(Question(caption="a dog", recipe=recipe, group="fr"))
+    arguments = ["explain", "a dog", "--recipe", recipe, "--group", "de", "--json"]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["matched"][0]["count"] < 40
+
+
+def test_a_language_is_the_group_where_rows_are_balanced_by_it(tmp_path: Path) -> None:
+    recipe = ran(tmp_path, column="language", t=3, by="language", reference="")
+    with pytest.raises(RecipeError, match="say which: --language VALUE, one of de, en"):
+        explain(Question(caption="a dog", recipe=recipe))
+    by_language = explain(Question(caption="a dog", recipe=recipe, language="de"))
+    assert by_language.matched[0].p is not None
+    assert by_language.matched[0].p < 1
+    by_group = explain(Question(caption="a dog", recipe=recipe, group="de"))
+    assert by_group.matched == by_language.matched
 
 
 def test_figures(tmp_path: Path) -> None:
@@ -155,7 +176,10 @@ def test_lists_by_language(tmp_path: Path) -> None:
     folder = str(tmp_path)
     answer = explain(Question(caption="新しいカメラ", entries=folder, language="ja"))
     assert [(one.id, one.entry) for one in answer.matched] == [(1, "カメラ")]
-    assert explain(Question(caption="camera", entries=folder, language="fr")).matched == []
+    listless = explain(Question(caption="camera", entries=folder, language="fr"))
+    assert (listless.matched, listless.reason) == ([], "unmatched")
+    assert listless.why.startswith("there is no list for fr, and `fallback` is empty")
+    assert "matched      nothing: no list" in explaining.to_text(listless)
     with pytest.raises(RecipeError, match="say which: --language"):
         explain(Question(caption="camera", entries=folder))
 

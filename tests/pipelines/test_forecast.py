@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 from pathlib import Path
@@ -14,7 +15,7 @@ import tomli_w
 from click.testing import CliRunner
 
 from cli import main
-from pipelines import curation, forecast, recipe
+from pipelines import costs, curation, forecast, forecast_text, recipe
 from pipelines.errors import RecipeError
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
@@ -147,6 +148,11 @@ def test_a_solved_t_is_told(world: Path) -> None:
     assert found is not None
     (t,) = found.t.values()
     assert 200 <= found.expected < 215
+    assert found.asked == 200
+    (below, fewer), (above, enough) = found.around
+    assert (below, above) == (t - 1, t)
+    assert fewer < 200
+    assert enough == pytest.approx(found.expected)
     lower = told(made(world, {"t": t - 1}, folder="solved")).columns[0].balance
     assert lower is not None
     assert lower.expected < 200
@@ -197,3 +203,71 @@ def test_the_command_tells_text_or_json(world: Path) -> None:
     balances = [s for s in columns[1]["stages"] if s["stage"] == BALANCE]
     assert balances[0]["kept"] == record["columns"][1]["balance"]["kept"]
     assert CliRunner().invoke(main, [*arguments, "--workers", "2"]).exit_code == 2
+
+
+def test_json_has_seconds_by_workers_and_rows_below_the_download(world: Path) -> None:
+    found = told(made(world, {"t": 40}, folder="json"), workers=4)
+    first, second = found.costs
+    rate = costs.Rate(2.0, "probe")
+    changed = dataclasses.replace(found, costs=(dataclasses.replace(first, rate=rate), second))
+    record = forecast.record(changed)
+    assert record["costs"][0]["seconds"] == 2.0 * first.rows / 4
+    whole = plan_curation(made(world, {"t": 40}, folder="json"))
+    download = dataclasses.replace(found.download, success_frac=0.5)
+    below = forecast._costs(whole, found.front, first.rows, download)
+    assert [cost.rows for cost in below] == [first.rows, round(first.rows * 0.5)]
+
+
+def test_languages_are_told_apart_and_named_by_their_own_lists(world: Path) -> None:
+    """The same ids mean other entries in each list, and a language without one matches nothing."""
+    lists = world / "lists"
+    lists.mkdir()
+    (lists / "en.txt").write_text("\n".join(WORDS) + "\n")
+    languages = ["ja" if n % 3 == 0 else "en" for n in range(ROWS)]
+    table = pq.read_table(world / "rows.parquet").drop_columns(["tongue"])
+    pq.write_table(table.append_column("language", pa.array(languages)), world / "by.parquet")
+    match = {"use": "score.metadata_match", "entries": str(lists), "rule": "worldwide"}
+    stage = [match, {"use": BALANCE, "t": 40, "by": "language"}]
+    plain = data(world, {}, stage, folder="by")
+    plain["curate"]["source"] |= {"path": str(world / "by.parquet"), "keep_columns": ["language"]}
+    found = told(recipe.from_data(plain, "test.toml"))
+    balance = found.columns[0].balance
+    assert balance is not None
+    groups = balance.groups
+    assert {name: one.rows for name, one in groups.items()} == {"en": 600, "ja": 300}
+    assert groups["ja"] == forecast.Group(300, 300, 0.0, has_no_list=True)
+    assert not groups["en"].has_no_list
+    assert groups["en"].expected == pytest.approx(balance.expected)
+    assert groups["en"].unmatched == balance.unmatched - 300
+    assert {found.entry_texts[entry, "en"] for entry, *_ in balance.top} <= set(WORDS)
+    text = "\n".join(forecast_text.lines(found))
+    assert "ja: 300 rows, no list, fallback is empty" in text
+    assert "nothing to download, nothing left to pay" in text
+
+
+def test_ray_is_not_started_where_the_front_is_done(
+    world: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = world / "noray.toml"
+    path.write_text(tomli_w.dumps(data(world, {"t": 40}, folder="noray")))
+
+    def never(*_: Any, **__: Any) -> Any:
+        raise AssertionError("Ray")
+
+    monkeypatch.setattr("pipelines.run_ray.connected", never)
+    first = CliRunner().invoke(main, ["forecast", str(path)])
+    assert isinstance(first.exception, AssertionError)
+    assert CliRunner().invoke(main, ["forecast", str(path), "--local"]).exit_code == 0
+    again = CliRunner().invoke(main, ["forecast", str(path)])
+    assert again.exit_code == 0, again.stderr
+
+
+def test_another_way_to_say_the_threshold_can_be_forecast(world: Path) -> None:
+    path = world / "trial.toml"
+    path.write_text(tomli_w.dumps(data(world, {"t": 40}, folder="trial")))
+    change = ["--set", "curate.stage.metadata_balance.keep=200"]
+    done = CliRunner().invoke(main, ["forecast", str(path), "--local", *change])
+    assert done.exit_code == 0, done.stderr
+    assert "keep = 200: t = " in done.stdout
+    refused = CliRunner().invoke(main, ["curate", str(path), "--local", *change])
+    assert (refused.exit_code, "t = 40 and keep = 200" in refused.stderr) == (2, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ def found(tmp_path: Path) -> Any:
             "download": Bytes("unknown", 60),
             "costs": (forecast.Cost("download.fetch", 60, None),),
             "workers": 1,
-            "entry_texts": ["cat", "dog"],
+            "entry_texts": {(0, ""): "cat", (1, ""): "dog"},
         }
         return forecast.Forecast(**{**figures, **changes})
 
@@ -70,7 +71,8 @@ def test_what_is_unknown_is_called_so(found: Any) -> None:
 def test_a_probe_s_sums_have_their_errors(found: Any) -> None:
     probe = Bytes("probe", 1_000_000, 100, 0.8, 2.5e11, 1e10, 3e10, 1e9, 0.02)
     lines = forecast_text.lines(found(download=probe))
-    assert "download: 1,000,000 URLs; of 100 tried 80.0% came" in lines
+    told = "download: 1,000,000 URLs; of 100 tried 80.0% came (not kept: a run fetches them again)"
+    assert told in lines
     assert "  over the network 250 GB ± 10 GB" in lines
     assert "  pictures as stored 30 GB ± 1 GB" in lines
     assert "  shards about 32.9 GB, if no later stage refuses a row" in lines
@@ -90,8 +92,6 @@ def test_a_download_s_rate_is_told_for_each_worker(found: Any) -> None:
 
 
 def test_an_upper_bound_names_the_stages_that_were_moved(found: Any) -> None:
-    import dataclasses
-
     front = dataclasses.replace(found().front, moved=("score.x",))
     lines = forecast_text.lines(found(front=front))
     assert lines[2].startswith("upper bound: in the recipe score.x stand behind stages")
@@ -99,4 +99,36 @@ def test_an_upper_bound_names_the_stages_that_were_moved(found: Any) -> None:
 
 def test_nothing_to_download(found: Any) -> None:
     lines = forecast_text.lines(found(download=Bytes("unknown", 5, note="nothing to download"), costs=()))  # fmt: skip
-    assert lines[-1] == "nothing to download"
+    assert lines[-1] == "nothing to download, nothing left to pay"
+    lines = forecast_text.lines(found(download=Bytes("unknown", 5, note="nothing to download")))
+    assert "nothing to download" in lines
+
+
+def test_a_probe_without_a_picture_says_why_and_what_to_do(found: Any) -> None:
+    failures = {"error.download.fetch.http.404": 3, "error.download.fetch.refused": 97}
+    probe = Bytes("probe", 1_000, 100, 0.0, failures=failures, hint="start the server")
+    lines = forecast_text.lines(found(download=probe))
+    assert "  97 failed: error.download.fetch.refused" in lines
+    assert "  3 failed: error.download.fetch.http.404" in lines
+    assert "  bytes and time unknown: no picture came" in lines
+    assert "  hint: start the server" in lines
+
+
+def test_groups_and_solved_thresholds(found: Any) -> None:
+    (column,) = found().columns
+    groups = {
+        "en": forecast.Group(60, 5, 40.0),
+        "": forecast.Group(10, 10, 0.0, has_no_list=True),
+        "ja": forecast.Group(30, 30, 0.0, has_no_list=True),
+    }
+    balance = dataclasses.replace(
+        column.balance, groups=groups, asked=50, around=((19, 48.0), (20, 61.2))
+    )
+    lines = forecast_text.lines(found(columns=(dataclasses.replace(column, balance=balance),)))
+    place = [line.split() for line in lines].index(["en", "60", "5", "40.0"])
+    assert lines[place + 1].split() == ["ja", "30", "30", "0.0"]
+    assert "ja: 30 rows, no list, fallback is empty" in lines
+    assert (
+        "keep = 50: t = 20 is expected to give 61; t = 19 would give 48, fewer than asked (t is a whole number)"
+        in lines
+    )

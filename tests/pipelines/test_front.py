@@ -9,7 +9,7 @@ from pipelines.front import Front, front_of, run
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
 from tests.pipelines.test_curation import Quiet
-from tests.pipelines.test_funnel import made, stages
+from tests.pipelines.test_funnel import FETCH, made, stages
 from tests.tiny.stages import USE
 
 
@@ -28,7 +28,7 @@ def test_it_ends_before_the_first_stage_that_pays(tmp_path: Path) -> None:
     found = front(tmp_path, chosen)
     whole = plan_curation(made(tmp_path / "entries.txt", chosen))
     assert (found.paying, found.balance, found.moved) == (5, 4, ())
-    assert whole.stages[5].use == f"{USE}:Picture"
+    assert whole.stages[5].use == FETCH
     # The whole run finds done what the front did.
     assert [p.fingerprint for p in found.plan.stages] == [p.fingerprint for p in whole.stages[:5]]
 

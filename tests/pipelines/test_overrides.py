@@ -40,3 +40,32 @@ def test_a_misspelt_name_is_answered_with_the_right_one(tmp_path: Path) -> None:
         "'treshold' is no index of a list of 1\nhint: the first is 0; did you mean 'threshold'?"
         in str(fault.value)
     )
+
+
+@pytest.mark.parametrize(
+    "name", ["Picture", "tests.tiny.stages:Picture", "1", "threshold", "filter.threshold"]
+)
+def test_code_from_elsewhere_goes_by_its_class_or_its_whole_use(name: str) -> None:
+    data = {
+        "curate": {"stage": [{"use": "filter.threshold"}, {"use": "tests.tiny.stages:Picture"}]}
+    }
+    overrides.apply(data, f"curate.stage.{name}.dead=x")
+    index = 0 if name.endswith("threshold") else 1
+    assert data["curate"]["stage"][index]["dead"] == "x"
+
+
+def test_the_hint_is_a_name_that_works() -> None:
+    data = {"curate": {"stage": [{"use": "tests.tiny.stages:Picture"}]}}
+    with pytest.raises(RecipeError, match=r"did you mean 'Picture'\?"):
+        overrides.apply(data, "curate.stage.Pictures.dead=x")
+
+
+def test_a_change_takes_the_place_of_what_it_can_t_stand_beside() -> None:
+    stage = [{"use": "filter.metadata_balance", "t": 4, "by": "x"}, {"use": "other", "t": 4}]
+    data = {"curate": {"stage": stage}}
+    changes = ["curate.stage.metadata_balance.keep=9", "curate.stage.1.keep=9", "seed=1"]
+    for change in changes:
+        overrides.apply(data, change)
+    overrides.drop_rivals(data, changes)
+    assert stage[0] == {"use": "filter.metadata_balance", "keep": 9, "by": "x"}
+    assert stage[1] == {"use": "other", "t": 4, "keep": 9}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ import pytest
 from aiohttp import web
 
 from curate.contract import parts
-from pipelines import front, probe, recipe
+from pipelines import front, fused, probe, recipe
 from pipelines.errors import RunFailed
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
 from tests.pipelines.test_curation import Quiet
 from tests.tiny.local_server import serve
 from tests.tiny.pictures import encoded, quadrants
+from tests.tiny.stages import Picture
 
 ROWS = 40
 
@@ -136,5 +138,46 @@ def test_a_download_that_can_t_be_used_ends_the_command(
 
     plan, fetch = ready(tmp_path)
     monkeypatch.setattr(Fetch, "open", broken)
+    monkeypatch.setattr(fused, "_OPENED", {})
     with pytest.raises(RunFailed, match="no network"):
         probe.estimate(plan, fetch, ROWS, 3)
+
+
+def test_a_row_that_the_stage_raises_on_counts_as_one_that_failed(tmp_path: Path) -> None:
+    """As in a run: the row gets its error, and the forecast goes on."""
+    urls = [f"http://x/{n}.jpg" for n in range(ROWS)]
+    captions = [f"picture {n}" for n in range(ROWS)]
+    pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "rows.parquet")
+    curate = {
+        "pool": str(tmp_path / "pool"),
+        "shards": str(tmp_path / "shards"),
+        "source": {"use": "source.url_table", "path": str(tmp_path / "rows.parquet")},
+        "stage": [{"use": "tests.pipelines.test_probe:Raising"}],
+    }
+    loaded = recipe.from_data({"name": "raising", "curate": curate}, "test.toml")
+    whole = plan_curation(loaded)
+    ahead = front.front_of(loaded, whole)
+    front.run(ahead.plan, LocalRunner(), Quiet())
+    found = probe.estimate(ahead.plan, whole.stages[-1], ROWS, ROWS)
+    assert found.success_frac == (ROWS - 1) / ROWS
+    assert found.failures == {"error.tests.pipelines.test_probe:Raising.KeyError": 1}
+    assert found.fetched is None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Raising(Picture):
+    """Breaks on one row."""
+
+    def process(self, batch: pa.Table, state: Any) -> pa.Table:
+        if "picture 7" in batch["caption"].to_pylist():
+            raise KeyError("7")
+        return super().process(batch, state)
+
+
+def test_no_picture_at_all_is_no_rate_and_no_size(tmp_path: Path) -> None:
+    plan, fetch = ready(tmp_path, "http://127.0.0.1:9")  # nothing listens there
+    found = probe.estimate(plan, fetch, ROWS, 3)
+    assert (found.fetched, found.stored, found.seconds_per_row) == (None, None, None)
+    assert (found.success_frac, sum(found.failures.values())) == (0.0, 3)
+    (reason,) = found.failures
+    assert found.hint == fetch.stage.cures[reason.removeprefix("error.download.fetch.")]

@@ -22,7 +22,10 @@ def test_columns_are_aligned() -> None:
 
 def test_two_funnels_have_a_difference_and_every_reason() -> None:
     lines = funnel_lines([("now", NOW), ("then", THEN)])
-    cells = [line.split() for line in lines]
+    assert lines[0].startswith("rows that reach a stage, and refused ones  ")
+    cells = [
+        line.removeprefix("rows that reach a stage, and refused ones").split() for line in lines
+    ]
     assert cells[:8] == [
         ["now", "then", "difference"],
         ["source", "1,000", "1,000", "="],
