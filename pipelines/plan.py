@@ -117,12 +117,13 @@ def plan_curation(recipe: Recipe, held: tuple[Planned, str] | None = None) -> Cu
     else:
         source = _planned(recipe, curate.source, "source", SourceStage, ())
         content = fingerprint(source.stage.identity(), sorted(source.input_files_sha256.values()))
+    whole = _in_order(curate.pool, content)
     planned: list[Planned] = [source]
     for component in _with_pair_duplicates(curate.stage):
         planned.append(
-            _planned(recipe, component, "stage", (RowStage, GlobalStage), tuple(planned), content)
+            _planned(recipe, component, "stage", (RowStage, GlobalStage), tuple(planned), whole)
         )
-    shard = _planned(recipe, curate.shard, "shard", ShardStage, tuple(planned), content)
+    shard = _planned(recipe, curate.shard, "shard", ShardStage, tuple(planned), whole)
     return CurationPlan(
         recipe=recipe.name,
         seed=recipe.seed,
@@ -135,6 +136,22 @@ def plan_curation(recipe: Recipe, held: tuple[Planned, str] | None = None) -> Cu
         shard=shard,
         steps=_steps(planned[1:]),
     )
+
+
+def _in_order(pool: str, content: str) -> str:
+    """The content of a source with the order in which a pool took it in.
+
+    Rows of files that were added come last, and the first of several copies stays: a pool that grew
+    and one made anew may keep different rows.
+    """
+    try:
+        found = Pool(pool).describe() or {}
+    except (ValueError, OSError):
+        return content  # check_pool says what is wrong with it
+    before = [entry.get("content") for entry in found.get("grown", [])]
+    held = found.get("source", {}).get("content", content)
+    before += [] if held == content else [held]
+    return fingerprint(content, before) if before else content
 
 
 def _with_pair_duplicates(stages: tuple[Component, ...]) -> tuple[Component, ...]:

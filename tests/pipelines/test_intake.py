@@ -253,3 +253,36 @@ def test_counts_by_another_column_are_others(
         fresh = curate_recipe(source, chain(by), folder=f"fresh-{by}")
         run(fresh)
         assert ledger(pool) == ledger(fresh)
+
+
+def test_the_order_in_which_files_came_is_in_the_fingerprint(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Of two near captions of one picture the first stays: another one in a grown pool than in a new one."""
+    folder = tmp_path / "copies"
+    folder.mkdir()
+
+    def write(name: str, caption: str) -> None:
+        table = pa.table({"url": ["http://h/1.jpg"], "caption": [caption]})
+        pq.write_table(table, folder / f"{name}.parquet")
+
+    def kept(recipe: Any) -> list[str]:
+        return [row["caption"] for row in ledger(recipe) if row["keep"]]
+
+    source = {"use": "source.url_table", "path": str(folder)}
+    write("b", "a small red house by the sea")
+    grown = curate_recipe(source, [{"use": "filter.near_caption"}])
+    run(grown)
+    write("a", "a small red house by the sea!")
+    planned = plan_curation(grown).shard.fingerprint
+    run(grown)
+    fresh = curate_recipe(source, [{"use": "filter.near_caption"}], folder="fresh")
+    run(fresh)
+    assert (kept(grown), kept(fresh)) == (
+        ["a small red house by the sea"],
+        ["a small red house by the sea!"],
+    )
+    again = plan_curation(grown)
+    assert again.shard.fingerprint == planned, "the plan knew of the growth before it was run"
+    assert again.shard.fingerprint != plan_curation(fresh).shard.fingerprint
+    assert curation.run(again, LocalRunner(), Quiet()).already_done
