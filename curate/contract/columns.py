@@ -62,6 +62,7 @@ COLUMNS: dict[str, Column] = {
         Column("original_width", pa.int32(), "of the picture as fetched", "px"),
         Column("original_height", pa.int32(), "of the picture as fetched", "px"),
         Column("sha256", pa.string(), "of the bytes as fetched, hex"),
+        Column("exif", pa.string(), "EXIF tags of the picture as fetched, a JSON object of text"),
         Column("captions", CAPTIONS_TYPE, "added captions with their writer; append-only"),
         Column(
             "rewrite_reason", pa.string(), "why fewer rewrites than asked were kept; null if none"

@@ -1,61 +1,63 @@
-"""What may be asked of the web, and what is refused: one guarded GET with a reason for each refusal.
+"""What may be asked of the web, and what is refused: URLs, addresses and headers judged, without any I/O.
 
-http and https only; private, loopback and link-local addresses are refused after each resolution and
-connected to by the address that was checked, so a name cannot change in between; one deadline over
-resolution, connection, redirects and body; a cap on bytes, before and after decompression.
+http and https only; private, loopback and link-local addresses are refused (`fetcher` asks for every
+address it connects to, redirects included); a cap on bytes before and after decompression; headers that
+opt out are honoured before a body is read.
 """
 
 from __future__ import annotations
 
-import email.message
-import functools
-import http.client
+import email.utils
 import ipaddress
+import os
 import re
-import socket
 import ssl
-import threading
 import time
 import zlib
-from concurrent.futures import Future
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
-from curate.download.opt_out import opted_out
+from curate.download.opt_out import opted_out, reserved
+from curate.download.outcomes import Refused
 
-MAX_REDIRECTS = 5
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
-_READ_BYTES = 1 << 16
-_NAMES_KEPT = 4096
-_RESOLVED_FOR_S = 60.0
 _URL_SAFE = "%/:=&?~+!$,;'@()*[]"
+_BARE_PERCENT = re.compile(r"%(?![0-9a-fA-F]{2})")
+_NEEDS_NOTHING = re.compile(r"[A-Za-z0-9_.\-~%/:=&?+!$,;'@()*\[\]]*")
+# A URL that is clean as it is: nothing to encode, nothing another parser could read otherwise.
+_CLEAN = re.compile(
+    r"(https?)://([a-z0-9-]{1,63}(?:\.[a-z0-9-]{1,63})+)(?::([1-9][0-9]{0,3}|[1-5][0-9]{4}))?"
+    r"(/(?:[A-Za-z0-9_.\-~/:=&+!$,;'@()*]|%[0-9a-fA-F]{2})*"
+    r"(?:\?(?:[A-Za-z0-9_.\-~/:=&?+!$,;'@()*]|%[0-9a-fA-F]{2})+)?)"
+)
+_HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-
-
-class Refused(Exception):
-    """A picture that does not come in. ``kind`` ends the row's reason, the message has the words."""
-
-    def __init__(self, kind: str, words: str, retry_after_s: float | None = None) -> None:
-        super().__init__(words)
-        self.kind = kind
-        self.retry_after_s = retry_after_s
+_INFLATE_BYTES = 1 << 20
+_COMPRESSION = re.compile(r"gzip|deflate|compress|\b(br|zstd|dcb|dcz|exi|bzip2|xz|lzma)\b")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """The limits of one GET. ``allow_hosts`` names hosts (``host`` or ``host:port``) free of the address check."""
+    """The limits under which URLs are fetched. ``allow_hosts`` (``host`` or ``host:port``) are free of the address check."""
 
-    timeout_s: float = 10.0
+    timeout_s: float = 10.0  # of one URL, redirects included, time held up by ourselves not
+    first_byte_timeout_s: float = 10.0  # from the connection to the first byte of an answer
     max_bytes: int = 32 << 20
+    max_redirects: int = 5
     allow_hosts: frozenset[str] = frozenset()
     user_agent: str = "clip-pipe"
     user_agent_token: str = "clip-pipe"
     disallowed_directives: frozenset[str] = field(default_factory=frozenset)
+    robots_txt: bool = False
+    requests_per_host: int = 16
+    requests_per_s_per_host: float = 0.0  # 0: no limit
+    http2: bool = True
+    retries: int = 0  # of kinds that are transient
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Target:
     """A URL taken apart, ASCII throughout."""
 
@@ -66,24 +68,52 @@ class Target:
 
     @property
     def url(self) -> str:
+        """The whole URL."""
         return f"{self.scheme}://{self.authority}{self.path}"
 
     @property
     def authority(self) -> str:
+        """Host, and the port where it is not the scheme's own."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    @property
+    def is_address(self) -> bool:
+        """Whether the host is an IP address as it is, so that no name has to be resolved."""
+        return ":" in self.host or self.host.replace(".", "").isdigit()
+
+    @property
+    def origin(self) -> str:
+        """Scheme, host and port: what one robots.txt speaks for."""
+        return f"{self.scheme}://{self.authority}"
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A 200 answer whose body may be read. ``length`` is as announced, in bytes."""
+
+    length: int | None
+    coding: str  # of the body: "" or what `inflated` takes
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """An answer that sends us elsewhere."""
+
+    location: str
 
 
 def clean_url(url: str | None) -> Target:
     """Percent-encode, IDNA-encode and take apart. Raises Refused (``bad_url``, ``scheme``)."""
+    if url and (clean := _CLEAN.fullmatch(url)):
+        scheme, host, number, path = clean.groups()
+        return Target(scheme, host, int(number or _DEFAULT_PORTS[scheme]), path)
     if not url or not url.strip():
         raise Refused("bad_url", "the URL is missing")
     try:
         parts = urlsplit(url.strip())
         port = parts.port
-        host = parts.hostname or ""
-        if ":" not in host:
-            host = host.encode("idna").decode("ascii")
+        host = _host(parts.hostname or "")
         path = _percent_encoded(parts.path or "/")
         query = f"?{_percent_encoded(parts.query)}" if parts.query else ""
     except ValueError as fault:  # UnicodeError too
@@ -98,8 +128,29 @@ def clean_url(url: str | None) -> Target:
     return Target(scheme, host, port or _DEFAULT_PORTS[scheme], path + query)
 
 
+def _host(host: str) -> str:
+    """A name or an IPv6 address that every parser reads alike. Raises ValueError."""
+    if ":" in host and "%" not in host:
+        return str(ipaddress.IPv6Address(host))
+    if not host.isascii() or ".." in host or len(host) > 63:
+        host = host.encode("idna").decode("ascii")
+    if host and not _HOST_NAME.fullmatch(host):
+        raise ValueError(f"{host[:80]!r} cannot be a host")
+    return host
+
+
 def _percent_encoded(text: str) -> str:
-    return quote(re.sub(r"%(?![0-9a-fA-F]{2})", "%25", text), safe=_URL_SAFE)
+    if _NEEDS_NOTHING.fullmatch(text) and "%" not in text:
+        return text
+    return quote(_BARE_PERCENT.sub("%25", text), safe=_URL_SAFE)
+
+
+def next_target(target: Target, location: str) -> Target:
+    """Where a redirect leads. Raises Refused (``bad_url``, ``scheme``)."""
+    try:
+        return clean_url(urljoin(target.url, location))
+    except ValueError as fault:
+        raise Refused("bad_url", f"redirect to {location[:100]!r}: {fault}") from fault
 
 
 def forbidden(address: str) -> bool:
@@ -114,212 +165,104 @@ def forbidden(address: str) -> bool:
     return not found.is_global or found.is_multicast or found.is_reserved
 
 
-class Guard:
-    """Fetches URLs under one Policy. Safe to share between threads."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.policy = policy
-        self._names: dict[tuple[str, int], tuple[float, list[Any]]] = {}
-
-    def get(self, url: str | None) -> bytes:
-        """The body of a 200 answer, decompressed. Raises Refused, and nothing else."""
-        deadline_s = time.monotonic() + self.policy.timeout_s
-        try:
-            return self._get(clean_url(url), deadline_s)
-        except Refused:
-            raise
-        except Exception as fault:
-            raise explained(fault) from fault
-
-    def _get(self, target: Target, deadline_s: float) -> bytes:
-        for _ in range(MAX_REDIRECTS + 1):
-            connection = http.client.HTTPConnection(target.host, target.port)
-            connection.sock = self._connect(target, deadline_s)
-            try:
-                connection.request("GET", target.path, headers=self._headers(target))
-                response = connection.getresponse()
-                if response.status not in _REDIRECTS:
-                    return self._accept(response)
-                location = response.headers.get("Location")
-                if not location:
-                    raise Refused("redirect", f"HTTP {response.status} without Location")
-                target = clean_url(urljoin(target.url, _as_sent(location)))
-            finally:
-                connection.close()
-        raise Refused("redirect", f"more than {MAX_REDIRECTS} redirects")
-
-    def _headers(self, target: Target) -> dict[str, str]:
-        return {
-            "Host": target.authority,
-            "User-Agent": self.policy.user_agent,
-            "Accept": "image/*,*/*;q=0.5",
-            "Accept-Encoding": "identity",
-            "Connection": "close",
-        }
-
-    def _accept(self, response: http.client.HTTPResponse) -> bytes:
-        if response.status != 200:
-            wait_s = _seconds(response.headers.get("Retry-After"))
-            raise Refused(
-                f"http.{response.status}", f"HTTP {response.status} {response.reason}"[:200], wait_s
-            )
-        robots = response.headers.get_all("X-Robots-Tag", [])
-        if opted_out(robots, self.policy.user_agent_token, self.policy.disallowed_directives):
-            raise Refused("opt_out", f"X-Robots-Tag: {' | '.join(robots)}"[:200])
-        return read_body(response, self.policy.max_bytes)
-
-    def _connect(self, target: Target, deadline_s: float) -> socket.socket:
-        """A connection to a checked address of the host, TLS included."""
-        last: OSError | None = None
-        for family, address in self._addresses(target, deadline_s):
-            plain = _PlainSocket(family, socket.SOCK_STREAM)
-            try:
-                plain.settimeout(_left_s(deadline_s))
-                plain.connect(address)
-                sock: Any = plain
-                if target.scheme == "https":
-                    plain.settimeout(_left_s(deadline_s))
-                    sock = tls_context().wrap_socket(plain, server_hostname=target.host)
-                sock.settimeout(_left_s(deadline_s))
-                sock.deadline_s = deadline_s
-                return sock
-            except OSError as fault:
-                plain.close()
-                last = fault
-        raise last or Refused("dns", f"no address for {target.host}")
-
-    def _addresses(self, target: Target, deadline_s: float) -> list[tuple[int, Any]]:
-        found = self._resolve(target, deadline_s)
-        if {
-            target.host,
-            f"{target.host}:{target.port}",
-            target.authority,
-        } & self.policy.allow_hosts:
-            return found
-        public = [(family, address) for family, address in found if not forbidden(address[0])]
-        if found and not public:
-            raise Refused(
-                "forbidden_address", f"{target.host} is {found[0][1][0]}, not a public address"
-            )
-        return public
-
-    def _resolve(self, target: Target, deadline_s: float) -> list[tuple[int, Any]]:
-        """(family, socket address) of a host. A resolver that hangs is left behind at the deadline."""
-        key = (target.host, target.port)
-        until_s, found = self._names.get(key, (0.0, []))
-        if time.monotonic() < until_s:
-            return found
-        answer: Future[list[Any]] = Future()
-        threading.Thread(target=_look_up, args=(key, answer), daemon=True).start()
-        found = [(info[0], info[4]) for info in answer.result(timeout=_left_s(deadline_s))]
-        while len(self._names) >= _NAMES_KEPT:
-            self._names.pop(
-                next(iter(self._names)), None
-            )  # the oldest; another thread may be first
-        self._names[key] = (time.monotonic() + _RESOLVED_FOR_S, found)
-        return found
+def is_allowed_host(target: Target, policy: Policy) -> bool:
+    """Whether ``allow_hosts`` names the host, so that its addresses are not checked."""
+    if not policy.allow_hosts:
+        return False
+    names = {target.host, f"{target.host}:{target.port}", target.authority}
+    return not names.isdisjoint(policy.allow_hosts)
 
 
-def read_body(response: http.client.HTTPResponse, max_bytes: int) -> bytes:
-    """The whole body, decompressed. Raises Refused for one that is too large, cut short or ill-framed."""
-    announced = set(response.headers.get_all("Content-Length", []))
-    length = announced.pop().strip() if len(announced) == 1 else ""
-    if announced or (length and not (length.isascii() and length.isdigit())):
-        raise Refused("protocol", f"Content-Length is {response.headers.get_all('Content-Length')}")
-    if length and int(length) > max_bytes:
-        raise Refused("too_large.bytes", f"{length} bytes announced, at most {max_bytes} are taken")
-    inflate = _inflater(response.headers)
-    body = bytearray()
-    while piece := response.read(_READ_BYTES):
-        while piece:
-            body += inflate.decompress(piece, max_bytes + 1 - len(body)) if inflate else piece
-            if len(body) > max_bytes:
-                raise Refused("too_large.bytes", f"more than {max_bytes} bytes")
-            piece = inflate.unconsumed_tail if inflate else b""
-    if response.length:
-        raise Refused("connection", f"the body ended {response.length} bytes early")
-    return bytes(body)
+def judge(
+    status: int, words: str, headers: Mapping[str, Sequence[str]], policy: Policy
+) -> Accepted | Redirect:
+    """What to do with an answer, from its status line and headers (lower-case names, all lines of each).
+
+    Raises Refused: http.<code>, redirect, opt_out, protocol, too_large.bytes.
+    """
+    if status in _REDIRECTS:
+        location = "".join(headers.get("location", ())[:1]).strip()
+        if not location:
+            raise Refused("redirect", f"HTTP {status} without Location")
+        return Redirect(location)
+    if status != 200:
+        after_s = retry_after_s("".join(headers.get("retry-after", ())[:1]))
+        raise Refused(f"http.{status}", f"HTTP {status} {words}".strip()[:200], after_s)
+    lines = headers.get("x-robots-tag", ())
+    if opted_out(lines, policy.user_agent_token, policy.disallowed_directives):
+        raise Refused("opt_out", f"X-Robots-Tag: {' | '.join(lines)}"[:200])
+    if reserved(headers.get("tdm-reservation", ()), policy.disallowed_directives):
+        raise Refused("opt_out", "TDM-Reservation: 1")
+    return Accepted(_length(headers, policy.max_bytes), _coding(headers))
 
 
-def _inflater(headers: email.message.Message) -> Any:
-    """A decompressor for a body that is compressed although none was asked for, or None."""
-    coding = headers.get("Content-Encoding", "identity").strip().lower()
-    if coding in ("identity", ""):
+def _length(headers: Mapping[str, Sequence[str]], max_bytes: int) -> int | None:
+    announced = {line.strip() for line in headers.get("content-length", ())}
+    if not announced or "transfer-encoding" in headers:
         return None
+    text = announced.pop()
+    if announced or not (text.isascii() and text.isdigit()):
+        raise Refused("protocol", f"Content-Length is {headers['content-length']}"[:200])
+    if len(text) > 18 or int(text) > max_bytes:
+        raise Refused("too_large.bytes", f"{text} bytes announced, at most {max_bytes} are taken")
+    return int(text)
+
+
+def _coding(headers: Mapping[str, Sequence[str]]) -> str:
+    """How the body is compressed, although nothing but identity was asked for."""
+    coding = ",".join(headers.get("content-encoding", ())).strip().lower()
     if coding in ("gzip", "x-gzip", "deflate"):
-        return zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)
-    raise Refused("protocol", f"Content-Encoding {coding!r} was not asked for")
+        return coding
+    if _COMPRESSION.search(coding):
+        raise Refused("protocol", f"Content-Encoding {coding[:80]!r} was not asked for")
+    return ""  # "UTF-8" and the like come with pictures as they are; the content is sniffed anyhow
 
 
-def explained(fault: Exception) -> Refused:
-    """The refusal for what a socket, TLS or http.client raised."""
-    words = f"{type(fault).__name__}: {fault}"[:200]
-    kinds: list[tuple[type[Exception] | tuple[type[Exception], ...], str]] = [
-        (TimeoutError, "timeout"),
-        (socket.gaierror, "dns"),
-        (ConnectionRefusedError, "refused"),
-        (ssl.SSLError, "tls"),
-        (
-            (ConnectionError, http.client.IncompleteRead, http.client.RemoteDisconnected),
-            "connection",
-        ),
-        ((http.client.HTTPException, zlib.error), "protocol"),
-        (OSError, "connection"),
-    ]
-    return Refused(
-        next((kind for types, kind in kinds if isinstance(fault, types)), "other"), words
-    )
-
-
-class _TimedReads:
-    """A socket whose every read must end by ``deadline_s``; a timeout per read lets a drip go on for ever."""
-
-    deadline_s: float | None = None
-
-    def recv_into(self, *args: Any) -> int:
-        if self.deadline_s is not None:
-            self.settimeout(_left_s(self.deadline_s))  # type: ignore[attr-defined]
-        return super().recv_into(*args)  # type: ignore[misc]
-
-
-class _PlainSocket(_TimedReads, socket.socket):
-    pass
-
-
-class _TlsSocket(_TimedReads, ssl.SSLSocket):
-    pass
-
-
-@functools.cache
-def tls_context() -> ssl.SSLContext:
-    """One context for all requests: making one reloads the certificates, 20 ms of CPU (facts, download 1)."""
-    context = ssl.create_default_context()
-    context.sslsocket_class = _TlsSocket
-    return context
-
-
-def _look_up(key: tuple[str, int], answer: Future[list[Any]]) -> None:
+def inflated(body: bytes, coding: str, limit_bytes: int) -> bytes | None:
+    """``body`` without its coding, None where that is over ``limit_bytes``. Raises Refused (``protocol``)."""
+    raw_deflate = coding == "deflate" and not _has_zlib_header(body)
+    inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS if raw_deflate else zlib.MAX_WBITS | 32)
+    pieces, size = [], 0
     try:
-        answer.set_result(socket.getaddrinfo(*key, type=socket.SOCK_STREAM))
-    except (OSError, UnicodeError) as fault:
-        answer.set_exception(fault)
+        while body and not inflate.eof:
+            piece = inflate.decompress(body, min(_INFLATE_BYTES, limit_bytes + 1 - size))
+            body = inflate.unconsumed_tail
+            pieces.append(piece)
+            size += len(piece)
+            if size > limit_bytes:
+                return None
+    except zlib.error as fault:
+        raise Refused("protocol", f"not {coding}: {fault}"[:200]) from fault
+    if not inflate.eof:
+        raise Refused("connection", f"the {coding} body ended early")
+    return b"".join(pieces)
 
 
-def _left_s(deadline_s: float) -> float:
-    left_s = deadline_s - time.monotonic()
-    if left_s <= 0:
-        raise TimeoutError("the time for this URL is over")
-    return left_s
+def _has_zlib_header(body: bytes) -> bool:
+    return len(body) > 1 and body[0] & 15 == 8 and (body[0] << 8 | body[1]) % 31 == 0
 
 
-def _as_sent(header: str) -> str:
-    """A header that http.client read as Latin-1, as UTF-8 where it is that."""
+def retry_after_s(text: str, now_s: float | None = None) -> float | None:
+    """Seconds that a Retry-After header asks for, as a number or as a date; None where it says neither."""
+    text = text.strip()
+    if text.isascii() and text.isdigit():
+        return float(text[:9])
     try:
-        return header.encode("latin-1").decode("utf-8")
-    except UnicodeError:
-        return header
+        at_s = email.utils.parsedate_to_datetime(text).timestamp()
+    except (ValueError, OverflowError, TypeError):
+        return None
+    return max(0.0, at_s - (time.time() if now_s is None else now_s))
 
 
-def _seconds(text: str | None) -> float | None:
-    """Retry-After in seconds; its date form is rare on picture servers and counts as absent."""
-    return float(text) if text and text.strip().isascii() and text.strip().isdigit() else None
+def trusted_certificates() -> tuple[str | None, str | None]:
+    """File and folder of trusted certificates: SSL_CERT_FILE, else OpenSSL's own places, else certifi's file."""
+    if named := os.environ.get("SSL_CERT_FILE"):
+        return named, None
+    places = ssl.get_default_verify_paths()
+    if places.cafile:
+        return places.cafile, None
+    if places.capath and any(os.scandir(places.capath)):
+        return None, places.capath
+    import certifi
+
+    return certifi.where(), None

@@ -3,6 +3,7 @@
 ``Downloader.download_shard`` does the work as it does for img2dataset's own users. Three of the names
 it calls are other functions here: the GET is the guarded one, the statistics file is not written, and
 the sample writer keeps samples in memory. Nothing inside img2dataset is changed for anybody else.
+It is slower than `engine`, has no look-ahead, and is what that is measured against.
 """
 
 from __future__ import annotations
@@ -14,112 +15,107 @@ import importlib.util
 import io
 import os
 import sys
-import time
 import types
 import uuid
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pyarrow as pa
 
-from curate.contract.draw import draw
 from curate.download import pixels
-from curate.download.guard import Guard, Policy, Refused
+from curate.download.fetcher import Fetcher
+from curate.download.guard import Policy
+from curate.download.outcomes import Outcome, Refused
+from curate.download.pictures import PictureOptions
 from curate.score import picture
 
-_BACKOFF_S = 0.5
-_MOST_WAIT_S = 30.0
-_TRANSIENT = frozenset({"timeout", "refused", "connection", "http.408", "http.425", "http.429"})
-# The words of img2dataset's resizer for what it refuses.
-_RESIZER_KINDS = {
+# The words of img2dataset for what it refuses itself.
+_KINDS = {
     "image too small": "too_small",
     "image area too large": "too_large.pixels",
     "aspect ratio too large": "too_large.aspect",
+    "hash mismatch": "hash",
 }
-_OUTCOME_KEYS = (
-    "status",
-    "error_message",
-    "width",
-    "height",
-    "original_width",
-    "original_height",
-    "sha256",
-)
+_META = ("width", "height", "original_width", "original_height", "sha256", "exif")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ResizeOptions:
-    """Options of img2dataset's Resizer, under its names."""
-
-    image_size: int
-    resize_mode: str
-    resize_only_if_bigger: bool
-    encode_format: str
-    encode_quality: int
-
-
-@dataclass
-class Outcome:
-    """What became of one URL. ``kind`` is None for a success, else the end of its reason."""
-
-    kind: str | None = "other"
-    image: bytes | None = None
-    status: str = "failed_to_download"
-    error_message: str | None = "img2dataset returned nothing for this row"
-    width: int | None = None
-    height: int | None = None
-    original_width: int | None = None
-    original_height: int | None = None
-    sha256: str | None = None
-
-
-class Engine:
-    """One worker's downloader. ``download`` may be called any number of times.
+class Img2datasetEngine:
+    """One worker's downloader, used as `engine.Engine` is; rows are begun when they are collected.
 
     ``wire_bytes`` is the length of each body of the last call, None where none came whole.
     """
 
     def __init__(
-        self,
-        policy: Policy,
-        bounds: pixels.Bounds,
-        options: ResizeOptions,
-        thread_count: int,
-        retries: int,
+        self, policy: Policy, options: PictureOptions, *, thread_count: int, memory_bytes: int
     ) -> None:
-        downloader, resizer = borrowed()
-        self._module = downloader
-        self._guard = Guard(policy)
-        self._bounds = bounds
-        self._encode_format = options.encode_format
-        self._thread_count = thread_count
-        self._retries = retries
+        self._module, resizer = borrowed()
         self.wire_bytes: list[int | None] = []
+        self._options = options
+        self._thread_count = thread_count
+        self._fetcher = Fetcher(
+            policy, most_requests=thread_count, memory_bytes=memory_bytes, done=_nobody
+        )
+        self._bounds = pixels.Bounds(
+            min_image_size=options.min_image_size,
+            max_image_area=options.max_image_area,
+            max_aspect_ratio=options.max_aspect_ratio,
+            max_frames=options.max_frames,
+        )
         self._resize = functools.partial(
             _rebound(resizer.Resizer.__call__, SuppressStdoutStderr=contextlib.nullcontext),
-            resizer.Resizer(**vars(options)),
+            resizer.Resizer(
+                image_size=options.image_size,
+                resize_mode=options.resize_mode,
+                resize_only_if_bigger=options.resize_only_if_bigger,
+                upscale_interpolation=options.upscale_interpolation,
+                downscale_interpolation=options.downscale_interpolation,
+                encode_format=options.encode_format,
+                encode_quality=options.encode_quality,
+                skip_reencode=options.skip_reencode,
+                disable_all_reencoding=options.disable_all_reencoding,
+            ),
         )
 
-    def download(self, urls: list[str | None]) -> list[Outcome]:
+    def expect(
+        self,
+        uids: Sequence[str],
+        urls: Sequence[str | None],
+        hashes: Sequence[str | None],
+        notes: str,
+    ) -> None:
+        """img2dataset works on what it is given; nothing is begun."""
+
+    def wants_more(self) -> bool:
+        return False
+
+    def costs(self) -> dict[str, float]:
+        return self._fetcher.costs()
+
+    def close(self) -> None:
+        self._fetcher.close()
+
+    def collect(
+        self, uids: Sequence[str], urls: Sequence[str | None], hashes: Sequence[str | None]
+    ) -> list[Outcome]:
         """An Outcome for each URL, in the order of ``urls``."""
         samples = _Samples(len(urls))
         self.wire_bytes = [None] * len(urls)
+        expected = self._options.hash_name or None
         downloader = self._module.Downloader(
             sample_writer_class=samples,
             resizer=self._resized,
             thread_count=max(1, min(self._thread_count, len(urls))),
             save_caption=False,
-            extract_exif=False,
+            extract_exif=self._options.extract_exif,
             output_folder="",
-            column_list=["url"],
-            timeout=self._guard.policy.timeout_s,
+            column_list=["url", *([expected] if expected else [])],
+            timeout=0,  # the guard's, as all that concerns the GET
             number_sample_per_shard=max(1, len(urls)),
             oom_shard_count=1,
             compute_hash="sha256",
-            verify_hash_type=None,
-            encode_format=self._encode_format,
-            retries=self._retries,
+            verify_hash_type=expected,
+            encode_format=self._options.encode_format,
+            retries=0,
             user_agent_token=None,
             disallowed_header_directives=None,
         )
@@ -128,73 +124,87 @@ class Engine:
             download_image_with_retry=self._fetched,
             write_stats=_no_stats,
         )
-        with _feather(urls) as path:
+        columns = {"url": urls, **({expected: hashes} if expected else {})}
+        with _feather(columns) as path:
             run(downloader, (0, path))
-        return samples.outcomes
+        return samples.finished(self.wire_bytes)
 
     def _fetched(
-        self, row: tuple[int, str | None], retries: int, **_: Any
+        self, row: tuple[int, str | None], **_: Any
     ) -> tuple[int, io.BytesIO | None, str | None]:
         """In place of img2dataset's ``download_image_with_retry``; its other arguments are the guard's."""
         key, url = row
-        for attempt in range(retries + 1):
-            try:
-                body = self._guard.get(url)
-                self.wire_bytes[key] = len(body)
-                return key, io.BytesIO(body), None
-            except Refused as refusal:
-                wait_s = _wait_s(refusal, attempt, url or "")
-                if attempt == retries or wait_s is None:
-                    return key, None, _message(refusal)
-                time.sleep(wait_s)
-        raise AssertionError("unreachable: the last attempt returns")
+        try:
+            body = self._fetcher.get(url)
+        except Refused as fault:
+            return key, None, _message(fault)
+        self.wire_bytes[key] = len(body)
+        return key, io.BytesIO(body), None
 
     def _resized(self, stream: io.BytesIO, _: None = None) -> tuple[Any, ...]:
         """In place of calling img2dataset's Resizer: header first, then the resizer itself."""
+        body = stream.read()
         try:
             with picture.quiet_stderr():
-                data = pixels.ready(stream.read(), self._bounds)
+                data = pixels.ready(body, self._bounds)
+                if self._options.disable_all_reencoding:
+                    data = body
                 found = self._resize(io.BytesIO(data))
         except Refused as refusal:
             return None, None, None, None, None, _message(refusal)
         words = found[5]
         if words is None:
             return found
-        kind = _RESIZER_KINDS.get(words, "decode")
-        return None, None, None, None, None, _message(Refused(kind, words[:200]))
+        return None, None, None, None, None, _message(Refused(_KINDS.get(words, "decode"), words))
 
 
 class _Samples:
-    """img2dataset's sample writer class and its instance in one: samples land in ``outcomes``."""
+    """img2dataset's sample writer class and its instance in one: samples stay here."""
 
     def __init__(self, rows: int) -> None:
-        self.outcomes = [Outcome() for _ in range(rows)]
+        self._written: list[tuple[bytes | None, dict[str, Any]] | None] = [None] * rows
 
     def __call__(self, *_: Any) -> _Samples:
         return self
 
     def write(self, image: bytes | None, key: str, caption: None, meta: dict[str, Any]) -> None:
-        outcome = Outcome(kind=None, image=image, **{name: meta[name] for name in _OUTCOME_KEYS})
-        if outcome.error_message is not None:
-            outcome.kind, _, outcome.error_message = outcome.error_message.partition(": ")
-        self.outcomes[int(key)] = outcome
+        self._written[int(key)] = (image, meta)
 
     def close(self) -> None:
         """Nothing is open."""
 
+    def finished(self, wire_bytes: list[int | None]) -> list[Outcome]:
+        """What was written, as outcomes in row order."""
+        found = []
+        for row, length in zip(self._written, wire_bytes, strict=True):
+            if row is None:
+                nothing = "img2dataset returned nothing for this row"
+                found.append(Outcome(kind="other", error_message=nothing, wire_bytes=length))
+                continue
+            image, meta = row
+            kind, words = _kind(meta["error_message"])
+            values = {name: meta.get(name) for name in _META}
+            found.append(
+                Outcome(kind=kind, image=image, error_message=words, wire_bytes=length, **values)
+            )
+        return found
+
+
+def _kind(message: str | None) -> tuple[str | None, str | None]:
+    """(kind, words) of a message, be it ours or img2dataset's own."""
+    if message is None or message in _KINDS:
+        return _KINDS.get(message or ""), message
+    kind, _, explained = message.partition(": ")
+    return kind, explained
+
+
+def _nobody(key: Any, got: Any) -> None:
+    """Nothing is submitted here: `Fetcher.get` hands its body to its caller."""
+
 
 def _message(refusal: Refused) -> str:
     """Carries the kind through img2dataset, which knows only a message per row."""
-    return f"{refusal.kind}: {refusal}"
-
-
-def _wait_s(refusal: Refused, attempt: int, url: str) -> float | None:
-    """How long to wait before the next attempt, or None where another would be no use."""
-    if refusal.kind not in _TRANSIENT and not refusal.kind.startswith("http.5"):
-        return None
-    if refusal.retry_after_s is not None:
-        return refusal.retry_after_s if refusal.retry_after_s <= _MOST_WAIT_S else None
-    return min(_MOST_WAIT_S, _BACKOFF_S * 2**attempt * (0.5 + draw(url, f"download:{attempt}")))
+    return f"{refusal.kind}: {refusal}"[:500]
 
 
 def _no_stats(*_: Any) -> None:
@@ -202,13 +212,13 @@ def _no_stats(*_: Any) -> None:
 
 
 @contextlib.contextmanager
-def _feather(urls: list[str | None]) -> Iterator[str]:
-    """The URLs as img2dataset's shard file, in memory. ``download_shard`` removes it when done."""
+def _feather(columns: dict[str, Sequence[str | None]]) -> Iterator[str]:
+    """The columns as img2dataset's shard file, in memory. ``download_shard`` removes it when done."""
     import fsspec
 
     fs = fsspec.filesystem("memory")
     path = f"/clip-pipe-{uuid.uuid4().hex}.feather"
-    table = pa.table({"url": pa.array(urls, pa.string())})
+    table = pa.table({name: pa.array(column, pa.string()) for name, column in columns.items()})
     with fs.open(path, "wb") as file, pa.ipc.new_file(file, table.schema) as writer:
         writer.write_table(table)
     try:

@@ -6,9 +6,8 @@ import hashlib
 import io
 import subprocess
 import sys
-import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -16,54 +15,64 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from curate.download import img2dataset_engine
-from curate.download.guard import Policy, Refused
-from curate.download.img2dataset_engine import Engine, ResizeOptions, _wait_s, borrowed
-from curate.download.pixels import Bounds
+from curate.download.guard import Policy
+from curate.download.img2dataset_engine import Img2datasetEngine, borrowed
+from curate.download.outcomes import Outcome
+from curate.download.pictures import PictureOptions
 from curate.score.picture import decode
 from tests.tiny.local_server import serve
 from tests.tiny.pictures import encoded, quadrants
 
 ROOT = Path(__file__).resolve().parents[3]
+Make = Callable[..., Img2datasetEngine]
 
 
-def engine(retries: int = 0, **options: Any) -> Engine:
-    asked = {
-        "image_size": 32,
-        "resize_mode": "keep_ratio",
-        "resize_only_if_bigger": False,
-        "encode_format": "png",
-        "encode_quality": 1,
-    }
-    policy = Policy(timeout_s=5.0, allow_hosts=frozenset({"127.0.0.1"}))
-    return Engine(
-        policy, Bounds(), ResizeOptions(**{**asked, **options}), thread_count=8, retries=retries
-    )
+@pytest.fixture
+def make() -> Iterator[Make]:
+    opened: list[Img2datasetEngine] = []
+
+    def one(retries: int = 0, **options: Any) -> Img2datasetEngine:
+        asked = {"image_size": 32, "encode_format": "png", "encode_quality": 1, **options}
+        policy = Policy(timeout_s=5.0, allow_hosts=frozenset({"127.0.0.1"}), retries=retries)
+        opened.append(
+            Img2datasetEngine(
+                policy, PictureOptions(**asked), thread_count=8, memory_bytes=64 << 20
+            )
+        )
+        return opened[-1]
+
+    yield one
+    for engine in opened:
+        engine.close()
+
+
+def collected(engine: Img2datasetEngine, urls: list[str | None]) -> list[Outcome]:
+    return engine.collect([str(n) for n in range(len(urls))], urls, [None] * len(urls))
 
 
 @pytest.mark.net
-def test_outcomes_stand_in_row_order_whatever_came_first() -> None:
+def test_outcomes_stand_in_row_order_whatever_came_first(make: Make) -> None:
     async def answer(request: web.Request) -> web.Response:
         value = int(request.path[1:])
         if value % 5 == 3:
             return web.Response(status=404)
         return web.Response(body=encoded(np.full((40, 40, 3), value, np.uint8)))
 
+    engine = make()
     with serve(answer) as base:
-        found = engine().download([f"{base}/{value}" for value in range(30)])
+        found = collected(engine, [f"{base}/{value}" for value in range(30)])
     for value, outcome in enumerate(found):
         if value % 5 == 3:
-            assert (outcome.kind, outcome.status, outcome.image) == (
-                "http.404",
-                "failed_to_download",
-                None,
-            )
+            assert (outcome.kind, outcome.status) == ("http.404", "failed_to_download")
+            assert outcome.image is engine.wire_bytes[value] is None
         else:
             assert (outcome.kind, outcome.status, outcome.error_message) == (None, "success", None)
             assert decode(outcome.image or b"")[0, 0].tolist() == [value] * 3
             sent = encoded(np.full((40, 40, 3), value, np.uint8))
             assert outcome.sha256 == hashlib.sha256(sent).hexdigest()
-    assert engine().download([]) == []
+            assert outcome.wire_bytes == engine.wire_bytes[value] == len(sent)
+    assert collected(engine, []) == []
+    assert engine.costs()["requests"] == 30
 
 
 @pytest.mark.net
@@ -77,7 +86,9 @@ def test_outcomes_stand_in_row_order_whatever_came_first() -> None:
         ("keep_ratio_largest", (32, 24)),
     ],
 )
-def test_resize_modes_are_those_of_img2dataset(mode: str, size: tuple[int, int]) -> None:
+def test_resize_modes_are_those_of_img2dataset(
+    make: Make, mode: str, size: tuple[int, int]
+) -> None:
     """The bytes are those of img2dataset's own Resizer on the same picture."""
     sent = encoded(quadrants(64, 48), "JPEG")
 
@@ -85,7 +96,8 @@ def test_resize_modes_are_those_of_img2dataset(mode: str, size: tuple[int, int])
         return web.Response(body=sent)
 
     with serve(answer) as base:
-        (found,) = engine(resize_mode=mode, encode_format="jpg", encode_quality=90).download([base])
+        engine = make(resize_mode=mode, encode_format="jpg", encode_quality=90)
+        (found,) = collected(engine, [base])
     assert (found.width, found.height) == size
     assert (found.original_width, found.original_height) == (64, 48)
     oracle = borrowed()[1].Resizer(
@@ -95,50 +107,53 @@ def test_resize_modes_are_those_of_img2dataset(mode: str, size: tuple[int, int])
 
 
 @pytest.mark.net
-def test_what_may_pass_is_tried_again_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    waits: list[float] = []
-    # The engine's own clock: other threads of the session sleep too.
-    clock = SimpleNamespace(**{**vars(time), "sleep": waits.append})
-    monkeypatch.setattr(img2dataset_engine, "time", clock)
+def test_what_may_pass_is_tried_again_and_nothing_else(make: Make) -> None:
     hits: dict[str, int] = {}
 
     async def answer(request: web.Request) -> web.Response:
         hits[request.path] = hits.get(request.path, 0) + 1
         if request.path == "/gone":
             return web.Response(status=410)
-        if request.path == "/late":
-            return web.Response(status=429, headers={"Retry-After": "3600"})
-        if hits[request.path] < 3:
-            return web.Response(
-                status=503, headers={"Retry-After": "2"} if hits[request.path] == 1 else {}
-            )
+        if hits[request.path] < 2:
+            return web.Response(status=503, headers={"Retry-After": "0"})
         return web.Response(body=encoded(quadrants()))
 
     with serve(answer) as base:
-        found = engine(retries=2).download([base + path for path in ("/gone", "/late", "/busy")])
-    assert [outcome.kind for outcome in found] == ["http.410", "http.429", None]
-    assert hits == {"/gone": 1, "/late": 1, "/busy": 3}
-    assert waits[0] == 2.0
-    assert 0.5 <= waits[1] <= 1.5  # 0.5 s doubled once, with jitter
+        found = collected(make(retries=2), [base + path for path in ("/gone", "/busy")])
+    assert [outcome.kind for outcome in found] == ["http.410", None]
+    assert hits == {"/gone": 1, "/busy": 2}
 
 
-def test_waits_grow_and_are_the_same_in_every_run() -> None:
-    waits = [_wait_s(Refused("timeout", ""), attempt, "http://a/") for attempt in range(10)]
-    assert waits == [_wait_s(Refused("timeout", ""), attempt, "http://a/") for attempt in range(10)]
-    assert all(0.25 * 2**n <= w <= 0.75 * 2**n for n, w in enumerate(waits[:5]) if w is not None)
-    assert waits[-1] == 30.0
-    assert _wait_s(Refused("http.404", ""), 0, "") is None
+@pytest.mark.net
+def test_all_bytes_stay_as_they_came_where_nothing_is_to_be_encoded_anew(make: Make) -> None:
+    sent = encoded(quadrants(300, 200), "BMP")
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(body=sent)
+
+    with serve(answer) as base:
+        (found,) = collected(make(disable_all_reencoding=True), [base])
+    assert (found.kind, found.image) == (None, sent)
 
 
-def test_a_row_that_img2dataset_loses_still_has_an_outcome(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_that_img2dataset_loses_still_has_an_outcome(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def broken(*_: Any) -> Any:
         raise RuntimeError("lost")
 
-    made = engine()
+    made = make()
     monkeypatch.setattr(made, "_resized", broken)
     monkeypatch.setattr(made, "_fetched", lambda row, **_: (row[0], io.BytesIO(b"x"), None))
-    (found,) = made.download(["http://a/"])
+    (found,) = collected(made, ["http://a/"])
     assert (found.kind, found.image) == ("other", None)
+
+
+def test_nothing_is_begun_before_it_is_asked_for(make: Make) -> None:
+    engine = make()
+    engine.expect(["1"], ["http://a/"], [None], "nowhere")
+    assert not engine.wants_more()
+    assert engine.costs()["requests"] == 0
 
 
 def test_nothing_is_left_behind(tmp_path: Path) -> None:
@@ -147,7 +162,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         "import sys\n"
         "from curate.download.fetch import Fetch\n"
         "import pyarrow as pa\n"
-        "stage = Fetch(timeout=1.0)\n"
+        "stage = Fetch(timeout=1.0, engine='img2dataset')\n"
         "table = stage.process(pa.table({'url': ['file:///etc/passwd', None]}), stage.open())\n"
         "assert table['reason'].to_pylist() == ['error.download.fetch.scheme', 'error.download.fetch.bad_url']\n"
         "assert not [n for n in sys.modules if n.split('.')[0] in ('img2dataset', 'wandb', 'ray', 'torch')]\n"

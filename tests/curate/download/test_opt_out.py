@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from curate.download.opt_out import opted_out
+from curate.download.opt_out import opted_out, reserved
 
 DIRECTIVES = frozenset({"noai", "noimageai"})
 
@@ -27,6 +27,7 @@ DIRECTIVES = frozenset({"noai", "noimageai"})
         (["noindex"], False),  # not among those asked for
         (["unavailable_after: 25 Jun 2030 15:00:00 PST"], False),
         (["", ",,:,", ":noai"], True),
+        (["none"], False),
     ],
 )
 def test_directives_are_read_one_by_one(lines: list[str], expected: bool) -> None:
@@ -35,3 +36,16 @@ def test_directives_are_read_one_by_one(lines: list[str], expected: bool) -> Non
 
 def test_no_directive_disallowed_means_no_opt_out() -> None:
     assert not opted_out(["noai, noindex"], "clip-pipe", frozenset())
+
+
+def test_none_stands_for_noindex() -> None:
+    assert opted_out(["none"], "clip-pipe", frozenset({"noindex"}))
+    assert not opted_out(["otherbot: none"], "clip-pipe", frozenset({"noindex"}))
+
+
+def test_tdm_reservation_counts_where_it_is_asked_for() -> None:
+    asked = frozenset({"tdm-reservation"})
+    assert reserved(["0", " 1 "], asked)
+    assert not reserved(["0"], asked)
+    assert not reserved([], asked)
+    assert not reserved(["1"], DIRECTIVES)

@@ -109,3 +109,59 @@ def test_damage_is_a_reason() -> None:
     assert kind_of(gif[: len(gif) // 2]) == "decode"
     assert kind_of(b"\xff\xd8\xff\xe0" + b"\0" * 40) == "decode"
     assert kind_of(b"\0\0\0\x18ftypheic" + b"\0" * 40) == "decode"
+
+
+def test_alpha_is_laid_on_white_as_img2dataset_does() -> None:
+    """Its formula in floating point, over every pair of a colour and an alpha, across strips."""
+    colour, alpha = np.meshgrid(np.arange(256), np.arange(256))
+    clear = np.dstack([colour, colour, colour, alpha]).astype(np.uint8)
+    clear = np.tile(clear, (20, 1, 1))
+    share = clear[:, :, 3:] / 255
+    expected = np.rint((share * clear[:, :, :3] + 255 - clear[:, :, 3:]).clip(0, 255))
+    assert np.array_equal(pixels.on_white(clear), expected.astype(np.uint8))
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_upright_is_what_pillow_shows(orientation: int) -> None:
+    stored = np.random.default_rng(0).integers(0, 256, (30, 20, 3), np.uint8)
+    shown = decode(with_orientation(stored, orientation, "PNG"))
+    assert np.array_equal(pixels.upright(stored, orientation), shown)
+
+
+@pytest.mark.parametrize("by", [1, 2, 4, 8])
+@pytest.mark.parametrize("grey", [False, True])
+def test_a_jpeg_is_decoded_smaller(by: int, grey: bool) -> None:
+    stored = np.kron(quadrants(32, 24), np.ones((8, 8, 1), np.uint8))
+    data = encoded(stored[:, :, 0] if grey else stored, "JPEG")
+    head = pixels.announced(data, Bounds())
+    found = pixels.decoded(data, head, by)
+    assert found.pixels.shape[:2] == (192 // by, 256 // by)
+    assert found.pixels.ndim == (2 if grey else 3)
+    assert found.as_stored
+
+
+def test_the_last_bit_is_left_out_of_progressive_ones_alone() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (256, 256, 3), np.uint8)
+    data = encoded(noise, "JPEG", progressive=True, quality=90)
+    shorter = pixels._without_last_bit(data)
+    assert len(shorter) < 0.9 * len(data)
+    assert shorter.endswith(b"\xff\xd9")
+    assert decode(shorter).shape == (256, 256, 3)
+    for other in (encoded(noise, "JPEG"), data[: len(data) // 2], b"\xff\xd8\xff\xda", b""):
+        assert pixels._without_last_bit(other) is other
+
+
+def test_frames_and_area_are_limited_on_the_header() -> None:
+    gif = encoded(quadrants(), "GIF", save_all=True, append_images=[])
+    assert ready(gif, Bounds(max_frames=1))[:2] == b"BM"
+    assert kind_of(gif, max_frames=0) == "too_large.frames"
+
+
+def test_what_cv2_cannot_read_is_pillows(monkeypatch: pytest.MonkeyPatch) -> None:
+    cv2 = pytest.importorskip("cv2")
+    data = encoded(quadrants(), "PNG")
+    head = pixels.announced(data, Bounds())
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: None)
+    found = pixels.decoded(data, head)
+    assert not found.as_stored
+    assert np.array_equal(found.pixels[:, :, ::-1], quadrants())
