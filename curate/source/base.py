@@ -190,10 +190,20 @@ def missing_column(path: str, name: str, found: Sequence[str], option: str) -> V
 
 
 def rows_table(
-    use: str, chunk: Chunk, own_fields: Sequence[pa.Field], max_text_bytes: int
+    use: str,
+    chunk: Chunk,
+    own_fields: Sequence[pa.Field],
+    max_text_bytes: int,
+    captions: bool = True,
 ) -> pa.Table:
-    """A chunk as uid, url, caption, keep, reason and the source's own columns."""
+    """A chunk as uid, url, caption, keep, reason and the source's own columns.
+
+    Without ``captions`` those of the chunk are of no account: every good row has an empty one.
+    """
     schema = pa.schema([*ROW_FIELDS, KEEP, REASON, *own_fields])
+    if not captions:
+        judged = _judged(use, chunk, max_text_bytes, captions)
+        return pa.table([*judged, *chunk.own], schema=schema)
     plain = _plain_rows(chunk, max_text_bytes)
     if plain.all() and len(plain):
         return pa.table([*_plain_columns(chunk.urls, chunk.captions), *chunk.own], schema=schema)
@@ -211,7 +221,9 @@ def rows_table(
     return pa.table([*whole, *chunk.own], schema=schema)
 
 
-def _judged(use: str, chunk: Chunk, max_text_bytes: int) -> list[pa.Array]:
+def _judged(
+    use: str, chunk: Chunk, max_text_bytes: int, has_captions: bool = True
+) -> list[pa.Array]:
     """uid, url, caption, keep, reason of each row, looked at one by one."""
     uids: list[str] = []
     urls: list[str | None] = []
@@ -223,7 +235,9 @@ def _judged(use: str, chunk: Chunk, max_text_bytes: int) -> list[pa.Array]:
         bad, most = chunk.bad.get(n), max_text_bytes
         if bad is not None and url is None and caption is None:
             url, caption, most = bad.place.encode("utf-8", "replace"), bad.raw, _SHOWN_BYTES
-        kind = bad.kind if bad is not None else judge(url, caption, max_text_bytes)
+        elif not has_captions:
+            caption = b""
+        kind = bad.kind if bad is not None else judge(url, caption, max_text_bytes, has_captions)
         uids.append(pair_uid(url, caption))
         urls.append(_shown(url, most))
         captions.append(_shown(caption, most))
@@ -269,11 +283,11 @@ def _plain_rows(chunk: Chunk, max_text_bytes: int) -> np.ndarray:
     return plain
 
 
-def judge(url: Cell, caption: Cell, max_text_bytes: int) -> str | None:
+def judge(url: Cell, caption: Cell, max_text_bytes: int, has_captions: bool = True) -> str | None:
     """What is wrong with a pair, or None: null_url, null_caption, not_text, not_utf8, too_long."""
     if url is None or _is_blank(url):
         return "null_url"
-    if caption is None or _is_blank(caption):
+    if caption is None or (has_captions and _is_blank(caption)):
         return "null_caption"
     if isinstance(url, NotText) or isinstance(caption, NotText):
         return "not_text"

@@ -1,16 +1,16 @@
-"""csv, tsv and jsonl tables, read by byte ranges that start at record starts; `.gz` as well.
+"""csv, tsv, jsonl and txt tables, read by byte ranges that start at record starts; `.gz` as well.
 
 One splitter finds records both when a file is cut into slices and when a slice is read, so every cut
 gives the same rows. Quoted fields follow RFC 4180 and may span lines. A record that does not (a quote
 that never closes, text after a closing quote, a wrong number of fields) costs one line and no more:
-that line is a bad row and reading goes on at the next. Blank lines are no rows.
+that line is a bad row and reading goes on at the next. Blank lines are no rows. A txt file has one
+column, `url`, and no header: each line is a URL, commas and quotes included.
 """
 
 from __future__ import annotations
 
 import gzip
 import io
-import json
 import re
 import zlib
 from collections.abc import Iterator, Sequence
@@ -21,18 +21,17 @@ from typing import IO, Any, ClassVar
 import pyarrow as pa
 
 from curate.contract import storage
-from curate.source.base import ROWS_PER_TABLE, BadRow, Cell, Chunk, text_cell
+from curate.source import json_rows
+from curate.source.base import ROWS_PER_TABLE, BadRow, Chunk
 
 _READ_BYTES = 1 << 20
 _SPAN_BYTES = 1 << 20  # a quoted field that has not closed within this many bytes never does
-_LOOK_ROWS = 1000  # rows of a jsonl file that tell its columns and their types
-_BOM = b"\xef\xbb\xbf"
 _DELIMITERS = {"csv": b",", "tsv": b"\t"}
 
 
 @dataclass(frozen=True)
 class TextTable:
-    """One csv, tsv or jsonl file.
+    """One csv, tsv, jsonl or txt file.
 
     ``quoting``: whether ``"`` encloses fields (csv and tsv). ``data``: the file's bytes where it lies
     inside another file; ``path`` then only names it.
@@ -42,13 +41,14 @@ class TextTable:
     format: str
     quoting: bool
     data: bytes | None = None
-    formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl")
+    formats: ClassVar[tuple[str, ...]] = ("csv", "tsv", "jsonl", "txt")
 
     def schema(self) -> pa.Schema:
-        """Column names and types: strings in csv and tsv, what the first 1,000 rows hold in jsonl."""
+        """Column names and types: strings in csv, tsv and txt, what the first 1,000 rows hold in jsonl."""
         with self._open() as file:
             if self.format == "jsonl":
-                return _json_schema(_records(_Window(file, 0), None, b"", False))
+                lines = _records(_Window(file, 0), None, b"", False)
+                return json_rows.schema(json_rows.parsed(line.raw) for line in lines)
             names, _ = self._header(file)
         return pa.schema([(name, pa.string()) for name in names])
 
@@ -70,6 +70,7 @@ class TextTable:
     ) -> Iterator[Chunk]:
         """The rows of one slice."""
         names = [url, caption, *(item.name for item in own)]
+        chunk = json_rows.chunk
         with self._open() as file:
             header, _ = ([], 0) if self.format == "jsonl" else self._header(file)
             window = _Window(file, piece["start"])
@@ -81,10 +82,10 @@ class TextTable:
                     break
                 rows.append(self._values(record, places, names, own))
                 if len(rows) == ROWS_PER_TABLE:
-                    yield _chunk(rows, own)
+                    yield chunk(rows, own)
                     rows = []
         if rows:
-            yield _chunk(rows, own)
+            yield chunk(rows, own)
 
     def _values(
         self, record: _Record, places: list[int], names: list[str], own: Sequence[pa.Field]
@@ -92,9 +93,12 @@ class TextTable:
         """url and caption cells, then the extra columns' values."""
         bad = BadRow("bad_row", f"{self.path.rsplit('/', 1)[-1]}@{record.offset}", record.raw)
         if self.format == "jsonl":
-            return _json_values(record.raw, names, own) or bad
+            return json_rows.values(json_rows.parsed(record.raw), names, own) or bad
         if record.fields is None:
             return bad
+        if self.format == "txt":
+            line = record.raw.removeprefix(b"" if record.offset else json_rows.BOM)
+            return [_without_newline(line)] * len(names)
         cells: list[Any] = [record.fields[place] for place in places]
         return [*cells[:2], *(cell.decode("utf-8", "replace") for cell in cells[2:])]
 
@@ -126,11 +130,16 @@ class TextTable:
 
     def _header(self, file: IO[Any]) -> tuple[list[str], int]:
         """Column names, and the offset of the first byte after them."""
+        if self.format == "txt":
+            return (["url"], 0) if file.read(1) else ([], 0)
         window = _Window(file, 0)
         record = next(_records(window, None, self._delimiter, self.quoting), None)
         if record is None or record.fields is None:
             return [], window.position
-        names = [cell.removeprefix(_BOM if n == 0 else b"") for n, cell in enumerate(record.fields)]
+        names = [
+            cell.removeprefix(json_rows.BOM if n == 0 else b"")
+            for n, cell in enumerate(record.fields)
+        ]
         return [
             name.decode("utf-8", "replace").strip().strip('"') for name in names
         ], window.position
@@ -227,60 +236,3 @@ def _quoted(
         whole = newline is not None or (window.ended and limit == len(window.data))
         return (fields, at) if whole else (None, at)
     return None, at
-
-
-def _json_values(line: bytes, names: list[str], own: Sequence[pa.Field]) -> list[Any] | None:
-    record = _json_object(line)
-    if record is None:
-        return None
-    values = [record.get(name) for name in names]
-    extra = [_fitted(value, item.type) for value, item in zip(values[2:], own, strict=True)]
-    if any(
-        kept is None and value is not None for kept, value in zip(extra, values[2:], strict=True)
-    ):
-        return None
-    return [*(text_cell(value) for value in values[:2]), *extra]
-
-
-def _json_object(line: bytes) -> dict[str, Any] | None:
-    try:
-        record = json.loads(line.removeprefix(_BOM).decode("utf-8", "surrogateescape"))
-    except (ValueError, RecursionError):
-        return None
-    return record if isinstance(record, dict) else None
-
-
-def _json_schema(records: Iterator[_Record]) -> pa.Schema:
-    """Columns of a jsonl file: string, int64, float64 or bool, as the first rows have them."""
-    kinds: dict[str, set[type]] = {}
-    for _, record in zip(range(_LOOK_ROWS), records, strict=False):
-        for name, value in (_json_object(record.raw) or {}).items():
-            kinds.setdefault(name, set()).add(type(value))
-    return pa.schema([(name, _json_type(found)) for name, found in kinds.items()])
-
-
-def _json_type(kinds: set[type]) -> pa.DataType:
-    known = kinds - {type(None)}
-    if known and known <= {int, float}:
-        return pa.float64() if float in known else pa.int64()
-    return pa.bool_() if known == {bool} else pa.string()
-
-
-def _fitted(value: Any, kind: pa.DataType) -> Any:
-    """The value where it fits the column's type, else None."""
-    if pa.types.is_string(kind):
-        cell = text_cell(value)
-        return None if cell is None else cell.decode("utf-8", "replace")
-    try:
-        return pa.scalar(value, kind).as_py()
-    except (pa.ArrowInvalid, pa.ArrowTypeError, OverflowError):
-        return None
-
-
-def _chunk(rows: list[list[Any] | BadRow], own: Sequence[pa.Field]) -> Chunk:
-    bad = {n: row for n, row in enumerate(rows) if isinstance(row, BadRow)}
-    values = [[None] * (2 + len(own)) if isinstance(row, BadRow) else row for row in rows]
-    urls: list[Cell] = [row[0] for row in values]
-    captions: list[Cell] = [row[1] for row in values]
-    extra = [pa.array([row[2 + n] for row in values], item.type) for n, item in enumerate(own)]
-    return Chunk(urls, captions, extra, bad)

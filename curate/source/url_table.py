@@ -1,7 +1,8 @@
-"""Rows from tables of (URL, alt-text): parquet, csv, tsv or jsonl, one file or many.
+"""Rows from tables of (URL, alt-text): parquet, csv, tsv, jsonl, json or txt, one file or many.
 
 Every row of the files is a row of the pool, good or bad. A bad one has its reason and shows what was
-found, with undecodable bytes replaced; its uid is that of the bytes.
+found, with undecodable bytes replaced; its uid is that of the bytes. The formats are those of
+img2dataset's reader; a list of URLs without captions may be taken in, too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from curate.source.base import (
     names_and_sizes,
     rows_table,
 )
-from curate.source.tables import EXTENSIONS, Table, check_columns, open_table
+from curate.source.tables import EXTENSIONS, Table, check_columns, has_captions, holds, open_table
 from curate.stage import Part, SourceStage, path_option, tuning_option
 
 _USE = "source.url_table"
@@ -35,10 +36,14 @@ class UrlTable(SourceStage):
     """Tables of image URLs and captions.
 
     Options:
-        path: a file, a glob, a folder, or a list of these; local or any fsspec URL.
-        url, caption: the columns' names. Strings, or binary that holds UTF-8.
-        format: parquet, csv, tsv or jsonl; empty means by each file's extension (`.gz` allowed
-            for the text formats, at the price of unpacking from the start for each part).
+        path: a file, a glob, a folder, or a list of these; local or any fsspec URL. Of a folder, json
+            and txt files are taken only where `format` says so.
+        url, caption: the columns' names. Strings, or binary that holds UTF-8. ``caption = ""`` for
+            tables without captions: every row's is then empty, so that stages which match words
+            refuse it and only pictures can be judged.
+        format: parquet, csv, tsv, jsonl, json (one list of objects, or an object of columns) or txt (a
+            URL a line, never a caption); empty means by each file's extension (`.gz` allowed for
+            all but parquet, at the price of unpacking from the start for each part).
         quoting: whether ``"`` encloses fields; by default on for csv and off for tsv.
         keep_columns: further columns to carry along, with their types in the first file.
         max_caption_bytes: a longer caption (or URL) is refused as ``too_long`` and shown cut.
@@ -48,7 +53,7 @@ class UrlTable(SourceStage):
     path: str | tuple[str, ...] = path_option()
     url: str = "url"
     caption: str = "caption"
-    format: Literal["", "parquet", "csv", "tsv", "jsonl"] = ""
+    format: Literal["", "parquet", "csv", "tsv", "jsonl", "json", "txt"] = ""
     quoting: bool | None = None
     keep_columns: tuple[str, ...] = ()
     max_caption_bytes: int = 100_000
@@ -79,7 +84,7 @@ class UrlTable(SourceStage):
             raise ValueError(
                 f"{what}. hint: {', '.join(RESERVED)} are the pool's own columns; each other one goes in once"
             )
-        check_columns(self._first, self._wanted)
+        check_columns(self._first, self._wanted(self._first))
 
     def parts(self) -> list[Part]:
         fields = list(self._own)
@@ -97,8 +102,10 @@ class UrlTable(SourceStage):
     def produce(self, part: Part) -> Iterator[pa.Table]:
         fields = list(self._own)
         table = self._table(part.payload["path"])
-        for chunk in table.read(part.payload, self.url, self.caption, fields):
-            yield rows_table(_USE, chunk, fields, self.max_caption_bytes)
+        captions = self._has_captions(table)
+        caption = self.caption if captions else self.url  # whose cells are then not looked at
+        for chunk in table.read(part.payload, self.url, caption, fields):
+            yield rows_table(_USE, chunk, fields, self.max_caption_bytes, captions)
 
     @cached_property
     def _files(self) -> list[str]:
@@ -110,8 +117,15 @@ class UrlTable(SourceStage):
     def _own(self) -> pa.Schema:
         if not self.keep_columns:
             return pa.schema([])
-        schema = check_columns(self._first, self._wanted)
-        return pa.schema([pa.field(name, schema.field(name).type) for name in self.keep_columns])
+        schema = check_columns(self._first, self._wanted(self._first))
+        types = {name: schema.field(name).type for name in self.keep_columns}
+        # Nothing is known of a column that begins with nulls alone: texts hold whatever comes.
+        return pa.schema(
+            [
+                (name, pa.string() if pa.types.is_null(kind) else kind)
+                for name, kind in types.items()
+            ]
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the list of files: it may be long, and workers get theirs with their part."""
@@ -126,11 +140,14 @@ class UrlTable(SourceStage):
                 return table
         raise empty_source(self._files)
 
-    @property
-    def _wanted(self) -> dict[str, str]:
-        return {"url": self.url, "caption": self.caption} | {
-            f"keep_columns.{n}": name for n, name in enumerate(self.keep_columns)
-        }
+    def _wanted(self, table: Table) -> dict[str, str]:
+        """Option -> name of each column that the table must have."""
+        captions = {"caption": self.caption} if self._has_captions(table) else {}
+        own = {f"keep_columns.{n}": name for n, name in enumerate(self.keep_columns)}
+        return {"url": self.url} | captions | own
+
+    def _has_captions(self, table: Table) -> bool:
+        return bool(self.caption) and has_captions(table.path, self.format)
 
     def _table(self, path: str) -> Table:
         return open_table(path, self.format, self.quoting)
@@ -141,9 +158,9 @@ class UrlTable(SourceStage):
         pieces = table.slices(self.rows_per_part)
         if not pieces:
             return []
-        schema = check_columns(table, self._wanted)
+        schema = check_columns(table, self._wanted(table))
         for item in fields:
-            if schema.field(item.name).type != item.type:
+            if not holds(schema.field(item.name).type, item.type):
                 raise ValueError(
                     f"{path}: column {item.name!r} is {schema.field(item.name).type}, in the first file it is {item.type}. "
                     "hint: leave it out of keep_columns, or write the files with equal types"

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import pyarrow as pa
 import pytest
 
+from curate.source.json_table import JsonTable
 from curate.source.parquet_table import ParquetTable
-from curate.source.tables import check_columns, format_of, open_bytes, open_table
+from curate.source.tables import (
+    EXTENSIONS,
+    FORMATS,
+    check_columns,
+    format_of,
+    has_captions,
+    holds,
+    open_bytes,
+    open_table,
+)
 from curate.source.text_table import TextTable
 
 
@@ -17,6 +28,8 @@ from curate.source.text_table import TextTable
         ("a.tsv.gz", "tsv"),
         ("part-0.snappy.parquet", "parquet"),
         ("a.jsonl", "jsonl"),
+        ("a.json.gz", "json"),
+        ("urls.txt", "txt"),
     ],
 )
 def test_the_name_says_the_format(path: str, format: str) -> None:
@@ -43,6 +56,25 @@ def test_a_table_in_memory_is_text() -> None:
     assert open_bytes("x.tar:c.tsv", b"a\tb\n").schema().names == ["a", "b"]
     with pytest.raises(ValueError, match="hint: use one of csv, tsv, jsonl"):
         open_bytes("x.tar:c.parquet", b"")
+
+
+def test_json_and_txt_are_known_by_name_and_not_taken_from_folders() -> None:
+    assert open_table("a.json") == JsonTable("a.json")
+    assert open_table("a.dat", "txt") == TextTable("a.dat", "txt", False)
+    assert {"parquet", "csv.gz", "jsonl"} < set(EXTENSIONS)
+    assert not {"json", "txt", "json.gz", "txt.gz", "parquet.gz"} & set(EXTENSIONS)
+
+
+def test_only_txt_has_no_captions() -> None:
+    assert [name for name in FORMATS if not has_captions(f"a.{name}")] == ["txt"]
+    assert has_captions("a.txt", "csv")
+
+
+def test_nulls_alone_fit_any_type() -> None:
+    assert holds(pa.null(), pa.int64())
+    assert holds(pa.int64(), pa.int64())
+    assert not holds(pa.string(), pa.int64())
+    assert not holds(pa.int64(), pa.null())
 
 
 def test_missing_and_double_columns_are_refused() -> None:

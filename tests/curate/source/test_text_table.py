@@ -149,6 +149,27 @@ def test_a_byte_order_mark_and_spaces_in_the_header_are_no_part_of_names() -> No
     assert rows_of(table, 1) == [(b"1", b"a")]
 
 
+@pytest.mark.parametrize("rows", [1, 2, 9])
+def test_txt_is_a_url_a_line(rows: int) -> None:
+    table = table_of(b'\xef\xbb\xbfhttp://a/1,2\r\n\n"http://b"\nhttp://\xe9 \nlast', "txt")
+    assert table.schema() == pa.schema([("url", pa.string())])
+    found = [
+        chunk.urls for piece in table.slices(rows) for chunk in table.read(piece, "url", "url", [])
+    ]
+    assert [url for urls in found for url in urls] == [
+        b"http://a/1,2",
+        b'"http://b"',
+        b"http://\xe9 ",
+        b"last",
+    ]
+    assert table_of("", "txt").schema().names == []
+
+
+def test_a_column_of_nulls_has_no_type() -> None:
+    table = table_of('{"url": "1", "n": null}\n{"url": "2", "n": null}', "jsonl")
+    assert table.schema().field("n").type == pa.null()
+
+
 def test_an_empty_file_has_no_columns_and_no_slices() -> None:
     for data in ("", "\n\n"):
         assert table_of(data, "csv").schema().names == []

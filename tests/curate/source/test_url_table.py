@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -198,6 +199,75 @@ def test_a_pickled_stage_carries_no_list_of_files(tmp_path: Path) -> None:
     data = pickle.dumps(stage)
     assert len(data) < 2000
     assert next(iter(pickle.loads(data).produce(parts[-1])))["n"].to_pylist() == ["2"]
+
+
+def test_a_column_that_is_null_at_first_keeps_the_first_files_type(tmp_path: Path) -> None:
+    """A jsonl file that begins with nulls alone says nothing of a type."""
+    lines = ['{"url": "1", "caption": "a", "n": 7}', '{"url": "2", "caption": "b", "n": null}']
+    (tmp_path / "a.jsonl").write_text("\n".join(lines))
+    (tmp_path / "b.jsonl").write_text("\n".join([lines[1]] * 1000 + [lines[0]]))
+    table = rows_of(UrlTable(path=str(tmp_path), keep_columns=("n",)))
+    assert table["n"].type == pa.int64()
+    assert table["n"].to_pylist() == [7, None, *[None] * 1000, 7]
+    assert table["keep"].to_pylist() == [True] * 1003
+
+
+def test_a_column_of_nulls_alone_is_text(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"url": "1", "caption": "a", "n": null}')
+    (tmp_path / "b.jsonl").write_text('{"url": "2", "caption": "b", "n": "word"}')
+    table = rows_of(UrlTable(path=str(tmp_path), keep_columns=("n",)))
+    assert table["n"].type == pa.string()
+    assert table["n"].to_pylist() == [None, "word"]
+
+
+@pytest.mark.parametrize("rows", [1, 100])
+def test_a_list_of_urls_has_empty_captions(tmp_path: Path, rows: int) -> None:
+    urls = ["http://a.example/1", "http://b.example/2", "caf\u00e9", "   ", "y" * 200]
+    (tmp_path / "list.txt").write_text("\n".join(urls))
+    stage = UrlTable(path=str(tmp_path / "list.txt"), rows_per_part=rows, max_caption_bytes=100)
+    stage.check()
+    table = rows_of(stage)
+    assert table["caption"].to_pylist() == [""] * 5
+    ends = [None if r is None else r.rpartition(".")[2] for r in table["reason"].to_pylist()]
+    assert ends == [None, None, None, "null_url", "too_long"]
+    assert table["uid"].to_pylist()[0] == pair_uid(b"http://a.example/1", b"")
+
+
+@pytest.mark.parametrize("format", ["parquet", "csv", "jsonl", "json"])
+def test_tables_without_captions(tmp_path: Path, format: str) -> None:
+    records = [{"url": "1", "n": 5}, {"url": "2", "n": 6}]
+    path = tmp_path / f"t.{format}"
+    if format == "parquet":
+        pq.write_table(pa.Table.from_pylist(records), path)
+    else:
+        text = {
+            "csv": "url,n\n1,5\n2,6\n,7,8\n",
+            "jsonl": "\n".join(map(json.dumps, records)) + "\n[]",
+            "json": json.dumps([*records, []]),
+        }[format]
+        path.write_text(text)
+    stage = UrlTable(path=str(path), caption="", keep_columns=("n",))
+    stage.check()
+    table = rows_of(stage)
+    assert table["caption"].to_pylist()[:2] == ["", ""]
+    assert [str(n) for n in table["n"].to_pylist()[:2]] == ["5", "6"]
+    assert table["keep"].to_pylist() == [True, True, *[False] * (format != "parquet")]
+    if format != "parquet":  # a row that can't be taken apart is shown as ever
+        assert table["reason"].to_pylist()[2] == "error.source.url_table.bad_row"
+        assert table["caption"].to_pylist()[2] in (",7,8\n", "[]")
+
+
+def test_json_and_txt_of_a_folder_are_taken_where_asked(tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("url,caption\n1,x\n")
+    (tmp_path / "README.txt").write_text("what this is\n")
+    (tmp_path / "state.json").write_text('{"ended": true}')
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "b.json.gz").write_bytes(gzip.compress(b'[{"url": "2", "caption": "y"}]'))
+    assert rows_of(UrlTable(path=str(tmp_path)))["url"].to_pylist() == ["1"]
+    found = rows_of(UrlTable(path=str(tmp_path / "more"), format="json"))
+    assert found["url"].to_pylist() == ["2"]
+    mixed = UrlTable(path=(str(tmp_path / "a.csv"), str(tmp_path / "README.txt")))
+    assert rows_of(mixed)["caption"].to_pylist() == ["x", ""]
 
 
 def test_any_fsspec_path_is_read() -> None:
