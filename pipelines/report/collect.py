@@ -12,7 +12,16 @@ from typing import Any
 
 from curate.contract import storage
 from curate.contract.parts import Pool, stage_folder
-from pipelines.report import balance, entries, ledger, metrics, options, overlaps, pictures
+from pipelines.report import (
+    balance,
+    download,
+    entries,
+    ledger,
+    metrics,
+    options,
+    overlaps,
+    pictures,
+)
 from pipelines.report.content import KEPT, Balance, EntryBalance, FunnelRow, Report, Totals
 
 _MATCH, _BALANCE = "score.metadata_match", "filter.metadata_balance"
@@ -49,6 +58,7 @@ def curation_report(shards_root: str, entry_texts: Sequence[str] | None = None) 
         entries=found,
         balance=balanced,
         overlap=overlaps.found(pool, manifest) if pool is not None else None,
+        downloads=download.found(pool, manifest) if pool is not None else (),
         thumbnails=thumbnails,
         notes=notes,
         provenance=_provenance(manifest, shards_root),

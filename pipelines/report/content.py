@@ -102,6 +102,83 @@ class Thumb:
 
 
 @dataclass(frozen=True)
+class OutcomeRow:
+    """What became of some rows of a download. ``message`` and ``url`` are of the first such row."""
+
+    reason: str  # "" for those that came
+    rows: int
+    meaning: str = ""
+    message: str = ""
+    url: str = ""
+
+
+@dataclass(frozen=True)
+class HostRow:
+    """The rows of one host."""
+
+    host: str  # as in the URL, lower-case, without a port; "" where the URL has none
+    rows: int
+    ok: int
+    reason: str = ""  # the most frequent one, "" where all came
+    reason_rows: int = 0
+
+
+@dataclass(frozen=True)
+class Hosts:
+    """Rows by host: the greatest, and those with the most failures."""
+
+    most: Sequence[HostRow]
+    failed: Sequence[HostRow]
+    found: int  # hosts that were counted to the end
+    dropped_rows: int = 0  # rows of hosts that were given up on the way, to hold few
+    uncertain: int = 0  # as many rows of a host above may be among those, at most
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Processor time of one kind of work, per picture."""
+
+    name: str
+    cpu_ms: float
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What the pictures of a download took, in all runs of the pool that fetched with these options."""
+
+    pictures: int  # bodies that came, also those that were no pictures
+    cpu: Sequence[Cost]
+    requests: int
+    connections: int
+    handshakes: int
+    handshake_wall_ms: float  # of one
+    wire_bytes: int
+
+
+@dataclass(frozen=True)
+class Placeholder:
+    """One picture, byte for byte, that many URLs gave."""
+
+    thumb: Thumb
+    rows: int
+    urls: int  # different ones
+    more: bool = False  # whether there are more URLs than were counted
+
+
+@dataclass(frozen=True)
+class Download:
+    """A stage that fetched pictures: what became of the rows it was given."""
+
+    name: str  # the stage's
+    rows: int
+    outcomes: Sequence[OutcomeRow]  # most frequent first
+    hosts: Hosts
+    again: int = 0  # rows that another try may bring
+    costs: Costs | None = None
+    placeholders: Sequence[Placeholder] = ()
+
+
+@dataclass(frozen=True)
 class FaultRow:
     """One planted fault of the demo world: how many, and how many the filters found."""
 
@@ -126,6 +203,7 @@ class Report:
     entries: EntryBalance | None = None
     balance: Balance | None = None
     overlap: Overlap | None = None
+    downloads: Sequence[Download] = ()
     thumbnails: Mapping[str, Sequence[Thumb]] = field(default_factory=dict)  # KEPT or reason
     curves: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)  # by run
     evaluations: Mapping[str, Mapping[str, Mapping[str, float]]] = field(default_factory=dict)

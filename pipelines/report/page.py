@@ -14,7 +14,7 @@ from typing import Any, TypeGuard
 
 from curate.contract import storage
 from pipelines.report import plots, thumbs
-from pipelines.report.content import KEPT, Report, Thumb
+from pipelines.report.content import KEPT, Download, Report, Thumb
 
 _CURVES = (  # key of metrics.jsonl, title, log scale
     ("loss", "loss", False),
@@ -37,6 +37,17 @@ class _Shown:
     thumb: Thumb
     uri: str | None
     repeats: _Shown | None
+
+
+@dataclass(frozen=True)
+class _Fetched:
+    """A download with what the page works out of it."""
+
+    told: Download
+    came: int
+    cpu_ms: float  # of one picture, all kinds of work together
+    largest: str  # the kind of work that took most
+    placeholders: list[_Shown]
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,15 @@ def render(report: Report) -> str:
         lstrip_blocks=True,
     )
     environment.filters.update(
-        count=_count, of=_of, percent=_percent, share=_share, words=_words, cut=_cut
+        count=_count,
+        of=_of,
+        percent=_percent,
+        share=_share,
+        words=_words,
+        cut=_cut,
+        bytes=_bytes,
+        kind=_kind,
+        stage=_stage,
     )
     galleries = _galleries(report)
     entries = report.entries
@@ -78,8 +97,21 @@ def render(report: Report) -> str:
         curves=[Markup(svg) for svg in _training_curves(report)],
         entry_legend=plots.legend(["before balancing", "after balancing"]),
         entry_curve=Markup(plots.entry_curve(entries.before, entries.after)) if entries else "",
+        downloads=[_fetched(download) for download in report.downloads],
         galleries=galleries,
         anchors={gallery.name: gallery.anchor for gallery in galleries},
+    )
+
+
+def _fetched(download: Download) -> _Fetched:
+    costs = download.costs.cpu if download.costs is not None else ()
+    largest = max(costs, key=lambda cost: cost.cpu_ms, default=None)
+    return _Fetched(
+        download,
+        sum(row.rows for row in download.outcomes if not row.reason),
+        sum(cost.cpu_ms for cost in costs),
+        largest.name if largest is not None else "",
+        [_shown(one.thumb) for one in download.placeholders],
     )
 
 
@@ -150,17 +182,36 @@ def _count(number: int | None) -> str:
     return "–" if number is None else f"{number:,}"
 
 
-def _of(part: int, whole: int) -> str:
+def _of(part: float, whole: float) -> str:
     return f"{100 * part / whole:.1f} %" if whole else ""
 
 
-def _percent(part: int, whole: int) -> str:
+def _percent(part: float, whole: float) -> str:
     """A CSS width: 0 to 100."""
     return f"{min(100.0, 100 * part / whole):.2f}" if whole else "0"
 
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f} %"
+
+
+def _stage(name: str) -> str:
+    """A stage's use: a second one of the same in a recipe is named ``use#2``."""
+    return name.partition("#")[0]
+
+
+def _kind(reason: str, name: str) -> str:
+    """The end of ``error.<stage>.<kind>``; any other reason as it is."""
+    return reason.removeprefix(f"error.{_stage(name)}.")
+
+
+def _bytes(number: float) -> str:
+    """``1.5 GB``: at most four digits, decimal units."""
+    for unit in ("bytes", "kB", "MB", "GB", "TB"):
+        if number < 1000 or unit == "TB":
+            break
+        number /= 1000
+    return f"{number:,.0f} {unit}" if unit == "bytes" or number >= 100 else f"{number:.1f} {unit}"
 
 
 def _words(figure: str) -> str:

@@ -55,7 +55,7 @@ def refused(
     copies = repeated.found(pool, stages, every, ends) if pool is not None and ends else {}
     wanted = [(bisect_right(ends, row.position), row.uid) for row in every]
     wanted += [(copy.row.part, copy.row.uid) for copy in copies.values() if copy.row is not None]
-    found = _pictures(pool, image_fingerprints, wanted) if pool is not None and ends else {}
+    found = newest(pool, image_fingerprints, wanted) if pool is not None and ends else {}
 
     def thumb(row: LedgerSample) -> Thumb:
         copy = copies.get(row.position, repeated.Repeated())
@@ -107,7 +107,7 @@ def _ends(pool: Pool | None) -> list[int]:
     return list(accumulate(sizes))
 
 
-def _pictures(
+def newest(
     pool: Pool, fingerprints: Sequence[str], wanted: Sequence[tuple[int, str]]
 ) -> dict[str, bytes]:
     """uid -> newest picture, for those of the wanted (part, uid) that have one."""

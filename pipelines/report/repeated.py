@@ -2,6 +2,7 @@
 
 Bounded work: the sidecars of the samples' own parts, then the uids of the pool part by part until the few
 that are wanted are found. Any filter that writes such a uid is understood, whatever its column is called.
+One that keeps the first of equal values (`FirstOfEqual`) writes none; see `report.firsts`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from curate.contract import parts, storage
 from curate.contract.parts import Pool
-from pipelines.report import options
+from pipelines.report import firsts, options
 from pipelines.report.ledger import LedgerSample
 
 _UID = re.compile(r"[0-9a-f]{32}\Z")
@@ -65,6 +66,7 @@ def found(
         stage = named[name]
         path = pool.columns_path(options.use_of(stage), stage["fingerprint"], part)
         links |= _links(path, rows, ends[part - 1] if part else 0)
+    links |= firsts.found(pool, stages, places, ends)
     uids = {text for texts in links.values() for text in texts.values() if _UID.match(text)}
     kept = _rows(pool, uids, len(ends))
     told = {}

@@ -21,7 +21,7 @@ BALANCE = {"t": 20_000, "keep": None, "by": "", "seed": 7, "salt": "balance"}
         ("filter.threshold", {"column": "language", "one_of": []}, 'column = "language"'),
         ("filter.eval_overlap", {"pictures": ["s3://b/sets/cifar10/", "/x/y.tar"]}, 'pictures = ["cifar10", "y.tar"]'),
         ("source.url_table", {"path": "https://host/pool/a.parquet?key=secret"}, 'path = "a.parquet"'),
-        ("download.fetch", {"thread_count": 8, "image_size": 256, "retries": 2}, "retries = 2"),
+        ("download.fetch", {"thread_count": 8, "image_size": 256, "max_redirects": 2}, "max_redirects = 2"),
         ("gone.stage", {"b": 1, "a": "", "c": []}, "b = 1"),
     ],
 )  # fmt: skip

@@ -12,10 +12,17 @@ from pipelines.report.content import (
     KEPT,
     Balance,
     BalanceGroup,
+    Cost,
+    Costs,
+    Download,
     EntryBalance,
     EntryRow,
     FaultRow,
     FunnelRow,
+    HostRow,
+    Hosts,
+    OutcomeRow,
+    Placeholder,
     Report,
     Thumb,
     Totals,
@@ -34,6 +41,14 @@ FULL = Report(
     faults_note=f"note {HOSTILE}",
     entries=EntryBalance([EntryRow(f"entry {HOSTILE}", 90, 20)], [EntryRow("rare", 1, 1)], [(1, 90), (2, 1)], [(1, 20), (2, 1)], 1234, 1200),
     balance=Balance("filter.metadata_balance", [BalanceGroup(f"group {HOSTILE}", 20, 3, 300, 40, 100)], 1, 580, 600.25, 12.5),
+    downloads=[Download(
+        f"fetch {HOSTILE}", 200,
+        [OutcomeRow("", 150), OutcomeRow(f"reason {HOSTILE}", 50, f"meaning {HOSTILE}", f"message {HOSTILE}", f"http://evil.example/?{HOSTILE}")],
+        Hosts([HostRow(f"host {HOSTILE}", 120, 90, f"reason {HOSTILE}", 30)], [HostRow("", 80, 60, f"error.fetch {HOSTILE}.never.shown", 20)], 2),
+        again=7,
+        costs=Costs(150, [Cost("fetch", 0.25), Cost(f"decode {HOSTILE}", 0.75)], 200, 12, 3, 41.6, 1_500_000_000),
+        placeholders=[Placeholder(Thumb("u5", eval_sets.square("red"), "", note=f"url {HOSTILE}"), 1500, 1234, True)],
+    )],
     thumbnails={
         f"reason {HOSTILE}": [Thumb("u2", b"\xff\xd8\xff bad", f"{HOSTILE}" + "x" * 100_000, note="http://evil.example/", repeats=Thumb("u9", eval_sets.square("blue"), f"stays {HOSTILE}"), item=f"item {HOSTILE}")],
         KEPT: [Thumb('u1"', eval_sets.square("red"), HOSTILE, [HOSTILE, "second"], HOSTILE), Thumb("u3", None, "")],
@@ -168,6 +183,34 @@ def test_the_threshold_and_what_it_was_expected_to_keep(checked: Checked) -> Non
     words = Checked(render(Report(title="t", balance=plain))).words
     assert "group" not in words
     assert "chances" not in words
+
+
+def test_a_download_is_told(checked: Checked) -> None:
+    words = re.sub(r"\s+", " ", checked.words)
+    for expected in (
+        "was given 200 rows: 150 came (75.0 %), 50 did not. 7 of these may come on another try: clip-pipe curate RECIPE --retry transient.",
+        f"5025.0 %meaning {HOSTILE}message {HOSTILE}http://evil.example/?{HOSTILE}",
+        f"1.00 ms of one core for each of 150 bodies that came; the largest share: decode {HOSTILE}.",
+        "200 requests over 12 connections, 3 TLS handshakes of 42 ms each (waiting included); 1.5 GB came",
+        "0.75075.0 %",
+        f"host {HOSTILE}1209030reason {HOSTILE} 30",
+        "(no host)806020never.shown 20",
+        f"1,234 or more URLs, 1,500 rowsurl {HOSTILE}",
+    ):
+        assert re.sub(r"\s+", "", expected) in re.sub(r"\s+", "", words), expected
+    assert "2 hosts." in words
+
+
+def test_a_download_with_nothing_more_to_tell() -> None:
+    hosts = Hosts([HostRow("a", 1, 1)], [], 300, 1000, 12)
+    told = Download("f", 1, [OutcomeRow("", 1)], hosts)
+    words = re.sub(r"\s+", " ", Checked(render(Report(title="t", downloads=[told, told]))).words)
+    assert "Download · f" in words
+    assert (
+        "1,000 rows of rare ones are left out, and a host here may have up to 12 rows more" in words
+    )
+    for absent in ("another try", "Processor time", "most failures", "under many URLs"):
+        assert absent not in words, absent
 
 
 def test_a_copy_stands_beside_the_row_that_stays(checked: Checked) -> None:
