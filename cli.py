@@ -158,12 +158,18 @@ def list_(kind: str | None) -> None:
 @main.command()
 @_RECIPE
 @_SET
+@click.option(
+    "--retry",
+    default="",
+    metavar="KIND,...",
+    help="Ask rows again that failed so, and no others: http.5xx, timeout, dns, transient, ...",
+)
 @_place
-def curate(recipe: str, overrides: tuple[str, ...], **place: Any) -> None:
+def curate(recipe: str, overrides: tuple[str, ...], retry: str, **place: Any) -> None:
     """Turn a recipe's source into shards. Run it again to go on after a crash."""
     from pipelines import commands
 
-    click.echo(commands.curate(recipe, overrides, **_one_place(place)))
+    click.echo(commands.curate(recipe, overrides, retry=retry, **_one_place(place)))
 
 
 @main.command()

@@ -141,6 +141,8 @@ class RowStage(Stage):
     """New columns for each row on its own. The same output for any way to cut the rows in batches."""
 
     batch_rows: ClassVar[int] = 64
+    # Whether the stage begins with rows before ``process`` gets them (a download); see ``expect``.
+    looks_ahead: ClassVar[bool] = False
 
     def open(self) -> Any:
         """Load models and clients, once per worker process. The result is passed to ``process``."""
@@ -149,6 +151,24 @@ class RowStage(Stage):
     def process(self, batch: pa.Table, state: Any) -> pa.Table:
         """The columns of ``writes()`` for the rows of ``batch``, same rows, same order."""
         raise NotImplementedError
+
+    def expect(self, rows: pa.Table, state: Any, notes: str) -> None:
+        """Rows of one part that ``process`` will get soon, in order; called where ``looks_ahead``.
+
+        ``rows`` has uid and the columns of ``reads()``. ``notes`` is a folder for this part and stage (a path or
+        fsspec URL, made by whoever writes first): what is noted there survives a kill, is found by the next
+        run that expects the part, and is removed once the part is committed. Through fsspec it is written by
+        a thread of its own, since a transaction for pictures may be open in this one. For parts further on it
+        is called by a thread while ``process`` runs. ``process`` must do without.
+        """
+
+    def wants_more(self, state: Any) -> bool:
+        """Whether the stage could begin with yet more rows, of parts further on."""
+        return False
+
+    def costs(self, state: Any) -> dict[str, float]:
+        """What was spent since the last call, as sums: seconds (``fetch_cpu_s``), numbers (``connections``)."""
+        return {}
 
 
 class GlobalStage(Stage):
@@ -166,6 +186,18 @@ class GlobalStage(Stage):
     # The options that ``summarize`` hangs on, for a stage whose partials are small and worth keeping:
     # a part whose living rows are as before is then not summarized again. None keeps nothing.
     summary_options: ClassVar[tuple[str, ...] | None] = None
+
+    def rows_wanted(self) -> int | None:
+        """The rows that shall be left after the downloads below, where the stage makes up for their losses."""
+        return None
+
+    def after_losses(self, success_frac: float) -> GlobalStage:
+        """The stage that keeps so many more rows; asked where ``rows_wanted()`` says a number.
+
+        ``success_frac``: the share of its kept rows that came, 1.0 before any did. A smaller share must keep
+        all rows that a larger one keeps, so that nothing is fetched in vain.
+        """
+        return self
 
     def summarize(self, part: pa.Table) -> pa.Table:
         """A partial state from the kept rows of one part."""
@@ -214,6 +246,9 @@ def pool_state(stage: GlobalStage, parts: Callable[[], Iterable[pa.Table]]) -> p
     return state
 
 
+Pictures = Callable[[list[str]], list[bytes | None]]  # uids -> their encoded pictures
+
+
 class ShardStage(Stage):
     """How kept rows become tars: pack each part, then assemble each shard from the packed parts."""
 
@@ -223,8 +258,14 @@ class ShardStage(Stage):
     def writes(self) -> pa.Schema:
         return pa.schema([])
 
-    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[int, int]:
-        """Write the kept rows of one part as sorted sample blocks. Returns counts by bucket of the order."""
+    def pack(
+        self, samples: pa.Table, pictures: Pictures, blocks_path: str, index_path: str
+    ) -> dict[int, int]:
+        """Write the kept rows of one part as sorted sample blocks. Returns counts by bucket of the order.
+
+        ``samples`` has every column but ``image``; ``pictures`` reads some of those, so that no process
+        ever holds all pictures of a part.
+        """
         raise NotImplementedError
 
     def slices(self, histogram: Mapping[int, int]) -> list[tuple[int, ...]]:

@@ -92,8 +92,19 @@ def list_components(kind: str | None = None) -> str:
     return "\n".join(lines)
 
 
-def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, workers: int) -> str:
-    """Run the curation; one JSON line with what came of the rows."""
+def curate(
+    name: str,
+    overrides: Sequence[str],
+    *,
+    local: bool,
+    address: str,
+    workers: int,
+    retry: str = "",
+) -> str:
+    """Run the curation; one JSON line with what came of the rows.
+
+    ``retry``: kinds of failure whose rows are asked again, see `pipelines.retry`.
+    """
     from pipelines import curation, progress
     from pipelines.report import written
 
@@ -106,6 +117,11 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
         ("curate.shards", planned.shards_root),
     ):
         writable(where, folder)
+    if retry:
+        nothing = _begin_retry(planned, retry)
+        if nothing:
+            return nothing
+        planned = plan_curation(loaded)
     shown = progress.for_stream()
     try:
         with _runner(local, address, workers, shown) as runner:
@@ -116,6 +132,22 @@ def curate(name: str, overrides: Sequence[str], *, local: bool, address: str, wo
     manifest = outcome.manifest
     told = {key: manifest[key] for key in ("recipe", "rows_in", "kept", "shards", "fingerprint")}
     return json.dumps({**told, "folder": planned.shards_root, "report": page}, ensure_ascii=False)
+
+
+def _begin_retry(planned: CurationPlan, text: str) -> str:
+    """Note a retry; where no row is to be asked again, one JSON line with the failures that there are."""
+    from pipelines import retry
+
+    begun = retry.begin(planned, retry.parse(text))
+    if begun.rows:
+        _note(f"{begun.rows:,} rows are asked again" + (" (resumed)" if begun.resumed else ""))
+        return ""
+    there = f"there is {retry.told(begun.failures)}" if begun.failures else "no row failed"
+    if begun.not_run:
+        there = f"{begun.not_run[0]} has not run yet; run `clip-pipe curate` without --retry first"
+    _note(f"nothing to retry for {text}: {there}")
+    told = {"recipe": planned.recipe, "retried": 0, "failures": begun.failures}
+    return json.dumps(told, ensure_ascii=False)
 
 
 @contextlib.contextmanager
@@ -150,7 +182,7 @@ def forecast(
     from pipelines import forecast as forecasting
     from pipelines import forecast_text, front, progress, whatif
 
-    loaded = recipe.load(name, overrides, trial=True)
+    loaded = recipe.load(name, overrides)
     planned = plan_curation(loaded)
     _slices(planned)
     writable("curate.pool", planned.pool_root)
@@ -297,6 +329,12 @@ def _plan_lines(planned: CurationPlan) -> list[str]:
     lines.append(
         f"source    {planned.source.use}  {count} parts" + ("" if described else "  (new pool)")
     )
+    retries = (described or {}).get("retries", [])
+    for number, entry in enumerate(retries, start=1):
+        state = "done" if entry.get("finished") or done_shards else "to do"
+        lines.append(
+            f"retry {number:<3d} {state:5s} {', '.join(entry['kinds'])}  {entry['rows']:,} rows"
+        )
     for number, step in enumerate(planned.steps, start=1):
         how = "whole pool" if step.kind == "global" else "one pass"
         lines.append(f"step {number:<4d} {how}")

@@ -1,22 +1,35 @@
 """The journey of a pool: ingest, steps, shards. The same for every runner.
 
 A runner is one function, ``map``: it calls a worker function for each tuple of arguments, anywhere
-and in any order, and yields (position, result) as they end. Nothing here knows Ray.
+and in any order, and yields (position, result) as they end; of a worker function that is a generator,
+each of its results. Nothing here knows Ray.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from curate.contract import parts, storage
 from curate.contract.manifest import Manifest
-from curate.stage import GlobalStage, Part, Resources
-from pipelines import fused, global_step, intake, part, reuse, sharding
+from curate.stage import GlobalStage, Part, Resources, RowStage
+from pipelines import (
+    allowance,
+    fused,
+    generations,
+    global_step,
+    intake,
+    look_ahead,
+    part,
+    retry,
+    reuse,
+    sharding,
+)
 from pipelines.errors import RunFailed
-from pipelines.plan import CurationPlan, Planned, Step
+from pipelines.plan import CurationPlan, Planned, Step, plan_curation
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
 
@@ -27,6 +40,11 @@ _EARLY_STOP_ROWS = (
 
 class Runner(Protocol):
     """Where worker functions run."""
+
+    @property
+    def workers(self) -> int:
+        """Processes that calls are spread over; 0 where this one runs all of them, in order."""
+        ...
 
     def map(
         self,
@@ -50,32 +68,79 @@ def run(
 ) -> Outcome:
     """Run what is not done yet. Raises RecipeError before any work, RunFailed in the middle of it.
 
-    ``recipe`` is what the plan was made of; it is kept in the pool where it is given.
+    ``recipe`` is what the plan was made of; it is kept in the pool where it is given. Without it a stage that
+    makes up for losses asks for as many rows as is known now.
     """
     done = sharding.check_folder(plan)
     intake.check_pool(plan)
     if done is not None:
         progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
+        retry.finish(plan)
         return Outcome(done, True)
     storage.sweep(plan.shards_root)
-    count = measure(plan, runner, progress, recipe)
-    return Outcome(_shard(plan, count, runner, progress), False)
+    plans = [plan]
+    try:
+        count = _take_in(plan, runner, progress, recipe)
+        first = _observe_losses(plans, count, runner, progress, recipe)
+        _run_steps(plans[-1], plans[-1].steps[first:], count, runner, progress)
+    except RunFailed:
+        retry.finish_if_asked(plans[-1])
+        raise
+    retry.note_outcome(plans[-1])
+    manifest = _shard(plans[-1], count, runner, progress)
+    retry.finish(plans[-1])
+    return Outcome(manifest, False)
 
 
 def measure(
     plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None = None
 ) -> int:
     """Take in the source and run every stage; everything but the shards. Returns the number of parts."""
+    count = _take_in(plan, runner, progress, recipe)
+    _run_steps(plan, plan.steps, count, runner, progress)
+    return count
+
+
+def _take_in(plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None) -> int:
     storage.sweep(plan.pool_root)
     count = _ingest(plan, runner, progress)
     if recipe is not None:
         intake.keep_recipe(recipe)
-    for step in plan.steps:
+    return count
+
+
+def _observe_losses(
+    plans: list[CurationPlan],
+    count: int,
+    runner: Runner,
+    progress: Progress,
+    recipe: Recipe | None,
+) -> int:
+    """Run up to the last download, as often as some stage then asks for more. Returns the step to go on with.
+
+    Each plan is added to ``plans``: a runner knows them by their id, so none may go.
+    """
+    first = 0
+    while recipe is not None and allowance.unsettled(plans[-1]):
+        plan = plans[-1]
+        end = allowance.steps_to_observe(plan)
+        _run_steps(plan, plan.steps[first:end], count, runner, progress)
+        told = allowance.observe(plan, count)
+        for words in told:
+            progress.say(words)
+        plans.append(plan_curation(recipe))
+        first = allowance.first_step(plan) if told else end
+    return first
+
+
+def _run_steps(
+    plan: CurationPlan, steps: Sequence[Step], count: int, runner: Runner, progress: Progress
+) -> None:
+    for step in steps:
         if step.kind == "rows":
             _rows_step(plan, step, count, runner, progress)
         else:
             _global_step(plan, step, count, runner, progress)
-    return count
 
 
 def parts_done(plan: CurationPlan, planned: Planned, count: int) -> int:
@@ -116,18 +181,20 @@ def _rows_step(
     for index in step.stages if todo else ():
         reuse.note_measure(plan, plan.stages[index])
         earlier[index] = reuse.fingerprints(plan, plan.stages[index])
-    calls = [(step.stages, number, earlier) for number in todo]
-    for _, result in _call(
-        runner,
-        fused.run_rows,
-        plan,
-        calls,
-        _joined([planned.stage.resources for planned in stages]),
-    ):
-        progress.advance()
-        for index in step.stages:
-            seen[index].append(result[index])
-            _check_errors(plan, plan.stages[index], seen[index], at_least=_EARLY_STOP_ROWS)
+    is_ahead = look_ahead.does(stages[0])
+    calls = [
+        (step.stages, span, upcoming, earlier)
+        for span, upcoming in look_ahead.spans(todo, runner.workers, is_ahead)
+    ]
+    needs = _joined([planned.stage.resources for planned in stages])
+    with progress.counting_rows() if is_ahead else nullcontext():
+        for _, result in _call(runner, fused.run_span, plan, calls, needs):
+            progress.advance()
+            for index in step.stages:
+                seen[index].append(result[index])
+                _check_errors(plan, plan.stages[index], seen[index], at_least=_EARLY_STOP_ROWS)
+    if is_ahead:  # a run that was killed may have left notes of parts it had committed
+        storage.remove(look_ahead.notes_root(plan, stages[0]))
     for index in step.stages:
         _end_stage(plan, plan.stages[index], seen[index], progress, before=index not in fresh)
 
@@ -226,8 +293,11 @@ def _end_stage(
     """
     _check_errors(plan, planned, stats, at_least=0)
     refused: Counter[str] = Counter()
+    costs: dict[str, float] = {}
     for entry in stats:
         refused.update(entry["refused"])
+        for name, spent in entry.get("costs", {}).items():
+            costs[name] = costs.get(name, 0.0) + spent
     rows_in = sum(entry["rows_in"] for entry in stats)
     manifest = Manifest(
         use=planned.use,
@@ -242,6 +312,7 @@ def _end_stage(
         refused=dict(sorted(refused.items())),
         seconds=round(sum(entry["seconds"] for entry in stats), 3),
         parts=len(stats),
+        costs={name: round(spent, 3) for name, spent in sorted(costs.items())},
     )
     folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
     storage.write_text(storage.join(folder, "manifest.json"), manifest.to_json())
@@ -269,8 +340,17 @@ def _check_errors(
         f"{planned.name}: {failed} of {rows_in} rows failed, more than max_error_frac = {plan.max_error_frac}; "
         f"most often {worst} ({count} rows)\nhint: {_cure(planned, worst)}mend the cause, or raise curate.max_error_frac. "
         f"The same command tries {again} of the {len(stats)} parts seen again (those in which no row went well); "
-        f"to try all of them again, delete {plan.pool.columns_folder(planned.use, planned.fingerprint)}"
+        f"{_again(plan, planned, worst)}"
     )
+
+
+def _again(plan: CurationPlan, planned: Planned, reason: str) -> str:
+    """How the failed rows of parts in which some went well are asked again."""
+    if isinstance(planned.stage, RowStage):
+        kind = generations.kind_of(planned.use, reason)
+        return f"with `--retry {kind}` it asks all such rows again"
+    folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
+    return f"to try all of them again, delete {folder}"
 
 
 def _cure(planned: Planned, reason: str) -> str:

@@ -22,6 +22,7 @@ from curate.filter.metadata_balance import MetadataBalance
 from curate.score.entry_lists import by_language, read_entries
 from curate.stage import StageError, pool_state
 from pipelines import costs, front, global_step, intake, part, probe
+from pipelines.allowance import Allowance
 from pipelines.curation import Runner
 from pipelines.errors import RecipeError, RunFailed
 from pipelines.front import BALANCE, Front, front_of
@@ -85,7 +86,7 @@ class Cost:
     """Expected time of one stage that is still to do, for at most ``rows`` rows."""
 
     stage: str
-    rows: int
+    rows: int | None  # None where no picture came, so that it is not known how many there are
     rate: costs.Rate | None
 
 
@@ -100,6 +101,7 @@ class Forecast:
     download: probe.Bytes
     costs: tuple[Cost, ...]
     workers: int
+    allowance: Allowance | None = None  # of a balance that makes up for what the download loses
     entry_texts: Mapping[tuple[int, str], str] = field(default_factory=dict)  # by (entry, group)
 
 
@@ -139,6 +141,10 @@ def forecast(
     fetch = paying if paying is not None and paying.makes_images else None
     kept = columns[0].funnel.kept
     download = probe.estimate(ahead.plan, fetch, kept, sample_rows)
+    allowed = next((one for one in whole.allowances), None)
+    if allowed is not None and not allowed.success_fracs and not allowed.settled:
+        kept = round(kept / download.success_frac) if download.success_frac else kept
+        download = probe.of_rows(download, kept)
     return Forecast(
         recipe=loaded.name,
         pool=whole.pool_root,
@@ -147,6 +153,7 @@ def forecast(
         download=download,
         costs=tuple(_costs(whole, ahead, kept, download)),
         workers=workers,
+        allowance=allowed,
         entry_texts=entry_texts(whole, [b for b in balances if b is not None]),
     )
 
@@ -183,7 +190,7 @@ def balances_of(plan: CurationPlan, index: int, others: Sequence[MetadataBalance
         _balance(its, rows, unmatched, math.fsum(mean) + free, math.fsum(spread))
         for (_, its), mean, spread in zip(pairs, expected, variance, strict=True)
     ]
-    first = {"asked": planned.stage.keep, "around": _around(planned.stage, state)}
+    first = {"asked": planned.stage.wanted(), "around": _around(planned.stage, state)}
     found[0] = dataclasses.replace(found[0], **first, groups=by_group.all(_lists(plan)))
     return found
 
@@ -220,10 +227,11 @@ class _Groups:
 
 def _around(stage: MetadataBalance, state: pa.Table) -> tuple[tuple[int, float], ...]:
     """(t, rows expected to be kept) of the largest t that keeps too few and the smallest that keeps enough."""
-    if stage.keep is None:
+    wanted = stage.wanted()
+    if wanted is None:
         return ()
     tried = stage.tried(state)
-    return tuple((t, tried[t]) for t in balancing.bracket(tried, stage.keep) if t)
+    return tuple((t, tried[t]) for t in balancing.bracket(tried, wanted) if t)
 
 
 def _matching(plan: CurationPlan) -> Planned | None:
@@ -297,7 +305,7 @@ def entry_texts(plan: CurationPlan, balances: Iterable[Balance]) -> dict[tuple[i
 def _costs(whole: CurationPlan, ahead: Front, kept: int, download: probe.Bytes) -> list[Cost]:
     """The stages from the first paying one on, with the rows that can reach them at most."""
     found: list[Cost] = []
-    rows = kept
+    rows: int | None = kept
     for index in range(
         len(whole.stages) if ahead.paying is None else ahead.paying, len(whole.stages)
     ):
@@ -308,8 +316,8 @@ def _costs(whole: CurationPlan, ahead: Front, kept: int, download: probe.Bytes) 
         if index == ahead.paying and download.seconds_per_row is not None:
             rate = costs.Rate(download.seconds_per_row, "probe")
         found.append(Cost(planned.name, rows, rate))
-        if index == ahead.paying and download.success_frac is not None:
-            rows = round(rows * download.success_frac)
+        if index == ahead.paying and rows is not None and download.success_frac is not None:
+            rows = round(rows * download.success_frac) if download.success_frac else None
     return found
 
 
@@ -336,14 +344,15 @@ def record(found: Forecast) -> dict[str, Any]:
             for column in found.columns
         ],
         "download": dataclasses.asdict(found.download),
+        "allowance": None if found.allowance is None else dataclasses.asdict(found.allowance),
         "costs": [
             {
                 "stage": cost.stage,
                 "rows": cost.rows,
                 "seconds": cost.rate.seconds_per_row * cost.rows / found.workers
-                if cost.rate
+                if cost.rate and cost.rows is not None
                 else None,
-                "source": cost.rate.source if cost.rate else "unknown",
+                "source": cost.rate.source if cost.rate and cost.rows is not None else "unknown",
             }
             for cost in found.costs
         ],

@@ -35,7 +35,7 @@ def lines(found: Forecast) -> list[str]:
         told += ["", *_balance_lines(found, balances)]
         told += _group_lines(balances[0])
         told += ["", *_top_lines(found, balances)]
-    told += ["", *_download_lines(found.download)]
+    told += ["", *_download_lines(found.download), *_allowance_lines(found)]
     if not found.costs and found.download.note == "nothing to download":
         told[-1] += ", nothing left to pay"
     return [*told, *_cost_lines(found)]
@@ -146,6 +146,26 @@ def _download_lines(download: Bytes) -> list[str]:
     return told
 
 
+def _allowance_lines(found: Forecast) -> list[str]:
+    """What a balance asks for beyond its number, since some of it is lost in the download."""
+    one = found.allowance
+    if one is None:
+        return []
+    if one.success_fracs:
+        told = f"asks for {1 / one.success_frac:.3f} times {one.rows_wanted:,}, by what an earlier run lost"
+        return [f"  {one.name} {told}"]
+    if one.settled:
+        return [f"  {one.name} asks for no more: nothing was lost in an earlier run"]
+    frac = found.download.success_frac
+    if not frac:
+        return [
+            f"  {one.name} then asks for as many more as are lost: give --probe N to know how many"
+        ]
+    return [
+        f"  about {found.download.rows:,} rows have to be fetched for {round(found.download.rows * frac):,} to come ({one.name})"
+    ]
+
+
 def _within(value: float, error: float) -> str:
     return costs.size(value) + (f" ± {costs.size(error)}" if error else "")
 
@@ -155,6 +175,9 @@ def _cost_lines(found: Forecast) -> list[str]:
         return []
     table = []
     for cost in found.costs:
+        if cost.rows is None:
+            table.append([f"  {cost.stage}", "unknown", "unknown: no picture came"])
+            continue
         told = cost.rate.told(cost.rows, found.workers) if cost.rate else "unknown"
         if cost.rate and cost.stage.startswith("download."):
             told += f"; {1 / cost.rate.seconds_per_row:.0f} URLs a second and worker, bound by the network"

@@ -55,7 +55,7 @@ def front_of(loaded: Recipe, whole: CurationPlan) -> Front:
     added = len(whole.stages) - len(loaded.curate.stage)
     own = tuple(loaded.curate.stage[n - added] for n in [*chosen, *moved] if n >= added)
     short = dataclasses.replace(loaded, curate=dataclasses.replace(loaded.curate, stage=own))
-    plan = plan_curation(short)
+    plan = plan_curation(short, losses=whole.losses)
     at = next((n for n, p in enumerate(plan.stages) if p.use == BALANCE), None)
     return Front(short, plan, paying, at, tuple(whole.stages[n].name for n in moved))
 

@@ -88,9 +88,11 @@ def has_values(plan: CurationPlan, planned: Planned) -> bool:
         return True
     if isinstance(planned.stage, GlobalStage):
         return False
-    paths = (path for other in reuse.fingerprints(plan, planned) for path in sidecars(other))
-    tables = (parts.read_table(path, ["keep", "reason"]) for path in paths)
-    return any(reuse.known_rows(planned, table).any() for table in tables)
+    for run in reuse.fingerprints(plan, planned):
+        tables = (parts.read_table(p, ["keep", "reason"]) for p in sidecars(run.fingerprint))
+        if any(reuse.known_rows(planned, table, run).any() for table in tables):
+            return True
+    return False
 
 
 def part_count(plan: CurationPlan) -> int:
@@ -127,20 +129,20 @@ class _Sidecar(NamedTuple):
     """Where values of a stage and part lie. An earlier run's count for the rows that a run would take over."""
 
     path: str
-    is_earlier: bool = False
+    run: reuse.Run | None = None  # an earlier one
 
     def read(self, planned: Planned, names: list[str]) -> tuple[pa.Table, np.ndarray]:
         """(the columns, which rows have values: bool of shape (rows,))."""
         table = parts.read_table(self.path, [*names, *self._decision(names)])
         known = (
-            reuse.known_rows(planned, table)
-            if self.is_earlier
+            reuse.known_rows(planned, table, self.run)
+            if self.run is not None
             else np.asarray(table["keep"].is_valid())
         )
         return table, known
 
     def _decision(self, names: list[str]) -> list[str]:
-        wanted = ("keep", "reason") if self.is_earlier else ("keep",)
+        wanted = ("keep",) if self.run is None else ("keep", "reason")
         return [name for name in wanted if name not in names]
 
 
@@ -160,7 +162,7 @@ class _Evaluation:
         self.rows = [
             parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(self.count)
         ]
-        self.earlier: dict[int, tuple[str, ...]] = {}  # stage -> fingerprints, see reuse
+        self.earlier: dict[int, tuple[reuse.Run, ...]] = {}  # by stage
         self.alive = [np.packbits(np.ones(rows, dtype=bool)) for rows in self.rows]
 
     def funnel(self) -> Funnel:
@@ -241,8 +243,11 @@ class _Evaluation:
             return [_Sidecar(before)] if storage.exists(before) else []
         if index not in self.earlier:
             self.earlier[index] = reuse.fingerprints(self.plan, planned)
-        paths = [pool.columns_path(planned.use, other, number) for other in self.earlier[index]]
-        return [_Sidecar(path, is_earlier=True) for path in paths if storage.exists(path)]
+        found = [
+            _Sidecar(pool.columns_path(planned.use, run.fingerprint, number), run)
+            for run in self.earlier[index]
+        ]
+        return [one for one in found if storage.exists(one.path)]
 
     def _state(self, index: int) -> pa.Table:
         """A global filter's state over the rows that live; one bucket of a large one at a time."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,13 @@ import pyarrow.compute as pc
 
 from curate.contract import parts, storage, tars
 from curate.stage import RowStage, StageError, error
-from pipelines import reuse
+from pipelines import look_ahead, reuse
+from pipelines.look_ahead import LookAhead
 from pipelines.part import (
     alive_mask,
     is_done,
     load_columns,
+    pictures_of,
     scatter,
     sidecar,
     sidecar_schema,
@@ -28,23 +31,46 @@ from pipelines.part import (
     with_decision,
 )
 from pipelines.plan import CurationPlan, Planned
+from pipelines.progress import rows_done
 
 _LOG = logging.getLogger("clip_pipe")
 _TOLD: set[tuple[str, str]] = set()
 _OPENED: dict[str, Any] = {}  # what RowStage.open() gave, once per process
 
 
-Earlier = dict[int, tuple[str, ...]]  # stage -> fingerprints of runs that measured the same
+Earlier = dict[int, tuple[reuse.Run, ...]]  # stage -> runs that measured the same
+Stats = dict[int, dict[str, Any]]  # stage -> what its sidecar's footer says of a part
+
+
+def run_span(
+    plan: CurationPlan,
+    stages: tuple[int, ...],
+    span: tuple[int, ...],
+    upcoming: tuple[int, ...],
+    earlier: Earlier,
+) -> Iterator[Stats]:
+    """Run some parts, one after another. ``upcoming``: parts that this process is likely to run next."""
+    for place, part in enumerate(span):
+        yield run_rows(plan, stages, part, earlier, (*span[place + 1 :], *upcoming))
 
 
 def run_rows(
-    plan: CurationPlan, stages: tuple[int, ...], part: int, earlier: Earlier | None = None
-) -> dict[int, dict[str, Any]]:
+    plan: CurationPlan,
+    stages: tuple[int, ...],
+    part: int,
+    earlier: Earlier | None = None,
+    upcoming: tuple[int, ...] = (),
+) -> Stats:
     """Run the fused stages that are not done for this part; the stats of all of them, by index."""
     if earlier is None:
         earlier = {index: reuse.fingerprints(plan, plan.stages[index]) for index in stages}
+    for index in stages:
+        if earlier[index] and not is_done(plan, plan.stages[index], part):
+            reuse.carry_over(plan, index, part, earlier[index])
     for group in _pending_groups(plan, stages, part):
-        _Fused(plan, group, part, earlier).run()
+        # Only of a step's first stage is it known from what is committed which rows it will get.
+        is_first = group[0] == stages[0] and look_ahead.does(plan.stages[group[0]])
+        _Fused(plan, group, part, earlier).run(upcoming if is_first else None)
     return {index: parts.read_stats(sidecar(plan, plan.stages[index], part)) for index in stages}
 
 
@@ -63,13 +89,15 @@ class _Fused:
     """The pending row stages of one step over one part: read once, decoded once, committed in order."""
 
     def __init__(self, plan: CurationPlan, pending: list[int], part: int, earlier: Earlier) -> None:
-        self.plan, self.pending, self.part = plan, pending, part
+        self.plan, self.pending, self.part, self.earlier = plan, pending, part, earlier
+        self.ahead: LookAhead | None = None
         made = {name for index in pending for name in plan.stages[index].columns}
         needed = {name for index in pending for name in plan.stages[index].reads} - made
         first = pending[0]
         if "image" in needed and plan.image_maker(first) is None:
             needed.discard("image")  # a pending stage makes the pictures itself
-        self.columns = tuple(sorted(needed))
+        self.columns = tuple(sorted(needed - {"image"}))
+        self.pictures = pictures_of(plan, first, part) if "image" in needed else None
         # Refusals of stages that are committed; those of pending ones are added on the way.
         self.base = {
             index: alive_mask(
@@ -87,7 +115,8 @@ class _Fused:
             index: reuse.find(plan, plan.stages[index], part, earlier[index]) for index in pending
         }
 
-    def run(self) -> None:
+    def run(self, upcoming: tuple[int, ...] | None = None) -> None:
+        """Process, then commit. ``upcoming``: parts further on, where the first stage looks ahead."""
         table = load_columns(self.plan, self.columns, self.pending[0], self.part)
         table = table.append_column("__row", pa.array(np.arange(len(table), dtype=np.int64)))
         self.writers = {
@@ -95,15 +124,33 @@ class _Fused:
             for i in self.pending
             if self.plan.stages[i].makes_images
         }
+        committed = False
         try:
+            if upcoming is not None:
+                self._begin(table, upcoming)
             self._chain(0, table)
             for writer in self.writers.values():
                 writer.commit()
+            for index in self.pending:
+                self._commit(index, table["uid"])
+            committed = True
         finally:
             for writer in self.writers.values():
                 writer.close()
-        for index in self.pending:
-            self._commit(index, table["uid"])
+            if self.pictures is not None:
+                self.pictures.close()
+            if self.ahead is not None:
+                self.ahead.end(committed)
+
+    def _begin(self, table: pa.Table, upcoming: tuple[int, ...]) -> None:
+        """Tell the first stage which rows of this part it will get, and let it look further."""
+        index = self.pending[0]
+        planned, prior = self.plan.stages[index], self.prior[index]
+        wanted = self.base[index] if prior is None else self.base[index] & ~prior.known
+        self.ahead = LookAhead(
+            self.plan, index, self.part, upcoming, self.earlier[index], opened(planned)
+        )
+        self.ahead.begin(look_ahead.chosen(table, planned, wanted))
 
     def _chain(self, position: int, table: pa.Table) -> None:
         """Run the stage at ``position`` over ``table`` in batches, and the rest over each batch."""
@@ -115,9 +162,22 @@ class _Fused:
         for start in range(0, len(table), stage.batch_rows):
             batch = table.slice(start, stage.batch_rows)
             batch_rows = rows[start : start + stage.batch_rows]
+            if position == 0:
+                batch = self._with_pictures(batch)
+                if self.ahead is not None:
+                    self.ahead.top_up()
             alive = self.base[index][batch_rows] & ~self._refused_above(index, batch_rows)
             done = self._process(index, batch.filter(pa.array(alive)), batch_rows[alive])
             self._chain(position + 1, _widened(batch, alive, done, self.plan.stages[index]))
+            if position == 0:
+                rows_done(len(done))
+
+    def _with_pictures(self, batch: pa.Table) -> pa.Table:
+        """The batch with the newest pictures from above, where a stage reads any."""
+        if self.pictures is None:
+            return batch
+        found = self.pictures(batch["uid"].to_pylist())
+        return batch.append_column("image", pa.array(found, pa.large_binary()))
 
     def _refused_above(self, index: int, rows: np.ndarray) -> np.ndarray:
         refused = np.zeros(len(rows), dtype=bool)
@@ -176,8 +236,21 @@ class _Fused:
                 "taken_over": self.taken_over[index],
                 "measure": planned.measure,
                 "fingerprint": planned.fingerprint,
+                "costs": self._costs(index),
             },
         )
+
+    def _costs(self, index: int) -> dict[str, float]:
+        """What the stage has spent since it was last asked: sums over parts are what counts.
+
+        A stage that looked ahead has spent some of it on parts that come later.
+        """
+        planned = self.plan.stages[index]
+        key = _key(planned)
+        spent = dict(planned.stage.costs(_OPENED[key])) if key in _OPENED else {}
+        if index in self.writers:
+            spent["tar_cpu_s"] = self.writers[index].cpu_s
+        return {name: round(value, 6) for name, value in sorted(spent.items())}
 
 
 class _ImagesWriter:
@@ -188,11 +261,14 @@ class _ImagesWriter:
         self._context = storage.committed(path)
         self._file = self._context.__enter__()
         self._open = True
+        self.cpu_s = 0.0
 
     def add(self, uids: list[str], images: list[bytes | None]) -> None:
+        started = time.thread_time()
         for uid, image in zip(uids, images, strict=True):
             if image is not None:
                 self._file.write(tars.member(f"{uid}.{tars.image_extension(image)}", image))
+        self.cpu_s += time.thread_time() - started
 
     def commit(self) -> None:
         self._file.write(tars.END)
@@ -213,9 +289,7 @@ class _ImagesWriter:
 
 def opened(planned: Planned) -> Any:
     """The stage's state, opened once per worker process."""
-    key = (
-        f"{planned.fingerprint} {planned.options}"  # options, too: an endpoint is in no fingerprint
-    )
+    key = _key(planned)
     if key not in _OPENED:
         try:
             _OPENED[key] = planned.stage.open()
@@ -227,6 +301,12 @@ def opened(planned: Planned) -> Any:
                 f"{planned.use} could not be opened: {type(fault).__name__}: {fault}. hint: check its files and options"
             ) from fault
     return _OPENED[key]
+
+
+def _key(planned: Planned) -> str:
+    return (
+        f"{planned.fingerprint} {planned.options}"  # options, too: an endpoint is in no fingerprint
+    )
 
 
 def attempt(planned: Planned, batch: pa.Table) -> pa.Table:

@@ -7,6 +7,7 @@ those that are there. A file that changed or went makes it another source.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from curate.contract import storage
@@ -56,7 +57,7 @@ def begin(plan: CurationPlan) -> dict[str, Any]:
     """pool.json as this run takes it, written where it is new or has grown."""
     found = check_pool(plan)
     if found is None:
-        found = _described(plan, _slices(plan), [])
+        found = _described(plan, _slices(plan))
     if found != plan.pool.describe():
         text = json.dumps(found, indent=1, default=str) + "\n"
         storage.write_text(plan.pool.description_path, text)
@@ -102,7 +103,10 @@ def part_count(plan: CurationPlan) -> int:
 
 
 def _described(
-    plan: CurationPlan, slices: list[dict[str, Any]], grown: list[dict[str, Any]]
+    plan: CurationPlan,
+    slices: list[dict[str, Any]],
+    grown: Sequence[dict[str, Any]] = (),
+    retries: Sequence[dict[str, Any]] = (),
 ) -> dict[str, Any]:
     return {
         "schema_version": SCHEMA_VERSION,
@@ -115,7 +119,8 @@ def _described(
             "options": plan.source.options,
             **_known(plan),
         },
-        "grown": grown,  # what the pool held before files were added, oldest first
+        "grown": list(grown),  # what the pool held before files were added, oldest first
+        **({"retries": list(retries)} if retries else {}),  # see generations, oldest first
         "slices": slices,
     }
 
@@ -153,7 +158,7 @@ def _grown(plan: CurationPlan, found: dict[str, Any], where: str) -> dict[str, A
             "files may be added to a source, but those that are there must stay as they are: name a new pool folder",
         )
     grown = [*found.get("grown", []), {"parts": found["parts"], "content": before.get("content")}]
-    return _described(plan, [*held, *added], grown)
+    return _described(plan, [*held, *added], grown, found.get("retries", []))
 
 
 def _known(plan: CurationPlan) -> dict[str, dict[str, Any]]:

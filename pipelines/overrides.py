@@ -13,6 +13,7 @@ from typing import Any
 
 from pipelines.errors import RecipeError, did_you_mean
 
+_ONLY_WITH = {"filter.metadata_balance": {"oversample": "keep"}}
 _ONE_OF = {"filter.metadata_balance": frozenset({"t", "keep", "tail_share"})}
 
 
@@ -61,6 +62,9 @@ def drop_rivals(data: dict[str, Any], changes: Sequence[str]) -> None:
         rivals = _ONE_OF.get(table.get("use"), frozenset())
         for name in rivals - names if rivals & names else ():
             table.pop(name, None)
+        for name, other in _ONLY_WITH.get(table.get("use"), {}).items():
+            if other not in table and name not in names:
+                table.pop(name, None)
 
 
 def _by_index(data: dict[str, Any], steps: list[str], text: str) -> list[str]:

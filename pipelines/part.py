@@ -57,13 +57,16 @@ def load_columns(plan: CurationPlan, names: tuple[str, ...], below: int, part: i
             provider = next(p for p in plan.stages if name in p.columns)
             columns[name] = parts.read_table(sidecar(plan, provider, part), [name])[name]
     if "image" in names:
-        maker = plan.image_maker(below)
-        assert maker is not None
-        pictures = parts.read_images(plan.pool.images_path(maker.fingerprint, part))
-        columns["image"] = pa.array(
-            [pictures.get(uid) for uid in own["uid"].to_pylist()], pa.large_binary()
-        )
+        with pictures_of(plan, below, part) as pictures:
+            columns["image"] = pa.array(pictures(own["uid"].to_pylist()), pa.large_binary())
     return pa.table(columns)
+
+
+def pictures_of(plan: CurationPlan, below: int, part: int) -> parts.Pictures:
+    """The newest pictures above stage ``below``."""
+    maker = plan.image_maker(below)
+    assert maker is not None
+    return parts.Pictures(plan.pool.images_path(maker.fingerprint, part))
 
 
 def ingest(plan: CurationPlan, part: Part) -> dict[str, Any]:

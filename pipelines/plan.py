@@ -7,27 +7,26 @@ global steps form one step, so that a part is read once and each image decoded o
 from __future__ import annotations
 
 import dataclasses
-import hashlib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from curate.contract import storage
-from curate.contract.columns import COLUMNS
 from curate.contract.manifest import fingerprint
 from curate.contract.parts import Pool
-from curate.stage import VIRTUAL_COLUMNS, GlobalStage, RowStage, ShardStage, SourceStage, Stage
-from pipelines import components
+from curate.stage import GlobalStage, RowStage, ShardStage, SourceStage, Stage
+from pipelines import allowance, components, generations, providers
 from pipelines.components import Component
-from pipelines.errors import RecipeError, did_you_mean, split_hint
+from pipelines.errors import RecipeError, split_hint
+from pipelines.generations import Retry
 from pipelines.recipe import Recipe
 
 _DECISION = ("keep", "reason")
 # Entry lists and weights are hashed whole; a source may be terabytes, so its larger files are
 # known by their size, their time of change and their two ends.
 _WHOLE_HASH_BYTES = {"source": 64 << 20, "stage": 1 << 40, "shard": 1 << 40}
-_EDGE_BYTES = 64 << 10
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,12 @@ class Planned:
     input_fingerprints: tuple[str, ...]
     provided_by: tuple[str, ...]  # what the values of the columns it reads hang on
     measure: str  # what a row's own values hang on: not on who refused others, nor on which rows there are
+    # Runs that this one goes on from, each a fingerprint and kinds of failure: only failures of these kinds
+    # are asked again, every other row is taken over.
+    follows: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    rows_wanted: int | None = (
+        None  # after the downloads below it, where it makes up for their losses
+    )
 
     @property
     def schema(self) -> pa.Schema:
@@ -76,10 +81,19 @@ class CurationPlan:
     stages: tuple[Planned, ...]
     shard: Planned
     steps: tuple[Step, ...]
+    retries: tuple[Retry, ...] = ()  # that the pool has seen, oldest first
+    allowances: tuple[
+        allowance.Allowance, ...
+    ] = ()  # of stages that follow what is lost below them
 
     @property
     def pool(self) -> Pool:
         return Pool(self.pool_root)
+
+    @property
+    def losses(self) -> dict[str, float]:
+        """Stage -> share of what it keeps that comes through the downloads below it, where that is known."""
+        return allowance.losses(self.allowances)
 
     @property
     def has_images(self) -> bool:
@@ -96,10 +110,15 @@ class CurationPlan:
         return None
 
 
-def plan_curation(recipe: Recipe, held: tuple[Planned, str] | None = None) -> CurationPlan:
+def plan_curation(
+    recipe: Recipe,
+    held: tuple[Planned, str] | None = None,
+    losses: Mapping[str, float] | None = None,
+) -> CurationPlan:
     """The checked plan of a recipe's [curate] table. Raises RecipeError.
 
     ``held``: the source and its content as a pool has them; then the source's files are not looked at.
+    ``losses``: those of ``CurationPlan.losses`` of a recipe that this one is a part of.
     """
     if recipe.curate is None:
         raise RecipeError(
@@ -117,13 +136,16 @@ def plan_curation(recipe: Recipe, held: tuple[Planned, str] | None = None) -> Cu
     else:
         source = _planned(recipe, curate.source, "source", SourceStage, ())
         content = fingerprint(source.stage.identity(), sorted(source.input_files_sha256.values()))
-    whole = _in_order(curate.pool, content)
-    planned: list[Planned] = [source]
-    for component in _with_pair_duplicates(curate.stage):
-        planned.append(
-            _planned(recipe, component, "stage", (RowStage, GlobalStage), tuple(planned), whole)
-        )
-    shard = _planned(recipe, curate.shard, "shard", ShardStage, tuple(planned), whole)
+    described = _described(curate.pool)
+    ground = _Ground(
+        source, _in_order(described, content), generations.noted(described), digests={}
+    )
+    stages = _stages(recipe, ground)
+    followed = allowance.followed(curate.pool, stages) if losses is None else ()
+    if lost := allowance.losses(followed) if losses is None else losses:
+        ground = replace(ground, losses=lost)
+        stages = _stages(recipe, ground)
+    stages = _following(recipe, ground, stages, followed)
     return CurationPlan(
         recipe=recipe.name,
         seed=recipe.seed,
@@ -132,22 +154,69 @@ def plan_curation(recipe: Recipe, held: tuple[Planned, str] | None = None) -> Cu
         max_error_frac=curate.max_error_frac,
         source=source,
         source_content=content,
-        stages=tuple(planned[1:]),
-        shard=shard,
-        steps=_steps(planned[1:]),
+        stages=stages,
+        shard=_planned(recipe, curate.shard, "shard", ShardStage, (source, *stages), ground),
+        steps=_steps(list(stages)),
+        retries=ground.retries,
+        allowances=followed,
     )
 
 
-def _in_order(pool: str, content: str) -> str:
+@dataclass(frozen=True)
+class _Ground:
+    """What the stages of a plan stand on."""
+
+    source: Planned
+    content: str  # of the source's files, in the order in which the pool took them in
+    retries: tuple[Retry, ...]
+    digests: dict[str, str]  # of the stages' files, so that none is read twice
+    # Stage -> share of the rows it keeps that comes through the downloads below it.
+    losses: Mapping[str, float] = field(default_factory=dict)
+
+
+def _stages(recipe: Recipe, ground: _Ground) -> tuple[Planned, ...]:
+    assert recipe.curate is not None
+    planned: list[Planned] = [ground.source]
+    for component in _with_pair_duplicates(recipe.curate.stage):
+        kinds = (RowStage, GlobalStage)
+        planned.append(_planned(recipe, component, "stage", kinds, tuple(planned), ground))
+    return tuple(planned[1:])
+
+
+def _following(
+    recipe: Recipe,
+    ground: _Ground,
+    stages: tuple[Planned, ...],
+    followed: tuple[allowance.Allowance, ...],
+) -> tuple[Planned, ...]:
+    """The stages with the runs they go on from: without the newest retry, and with smaller allowances."""
+    before: list[tuple[tuple[Planned, ...], tuple[str, ...]]] = []
+    if ground.retries:
+        *older, newest = ground.retries
+        before.append((_stages(recipe, replace(ground, retries=tuple(older))), newest.kinds))
+    for lost in allowance.earlier_rounds(followed):
+        before.append((_stages(recipe, replace(ground, losses=lost)), ()))
+    found = []
+    for index, planned in enumerate(stages):
+        runs = [(others[index].fingerprint, kinds) for others, kinds in before]
+        own = tuple(run for run in runs if run[0] != planned.fingerprint)
+        found.append(replace(planned, follows=own))
+    return tuple(found)
+
+
+def _described(pool: str) -> dict[str, Any]:
+    try:
+        return Pool(pool).describe() or {}
+    except (ValueError, OSError):
+        return {}  # check_pool says what is wrong with it
+
+
+def _in_order(found: Mapping[str, Any], content: str) -> str:
     """The content of a source with the order in which a pool took it in.
 
     Rows of files that were added come last, and the first of several copies stays: a pool that grew
     and one made anew may keep different rows.
     """
-    try:
-        found = Pool(pool).describe() or {}
-    except (ValueError, OSError):
-        return content  # check_pool says what is wrong with it
     before = [entry.get("content") for entry in found.get("grown", [])]
     held = found.get("source", {}).get("content", content)
     before += [] if held == content else [held]
@@ -162,11 +231,12 @@ def _with_pair_duplicates(stages: tuple[Component, ...]) -> tuple[Component, ...
 
 
 def _steps(stages: list[Planned]) -> tuple[Step, ...]:
+    """A stage that looks ahead begins a step: what it will get is then known from what is committed."""
     steps: list[Step] = []
     for index, planned in enumerate(stages):
         if isinstance(planned.stage, GlobalStage):
             steps.append(Step("global", (index,)))
-        elif steps and steps[-1].kind == "rows":
+        elif steps and steps[-1].kind == "rows" and not planned.stage.looks_ahead:
             steps[-1] = Step("rows", (*steps[-1].stages, index))
         else:
             steps.append(Step("rows", (index,)))
@@ -179,14 +249,19 @@ def _planned(
     kind: str,
     base: Any,
     above: tuple[Planned, ...],
-    content: str = "",
+    ground: _Ground | None = None,
 ) -> Planned:
     """Build one stage, find the providers of what it reads, and fingerprint it.
 
-    ``content`` is that of the source's files: what sees the whole pool hangs on it. A row's own values
-    do not, so that files can be added to a source.
+    What sees the whole pool hangs on the content of the source's files. A row's own values do not, so
+    that files can be added to a source.
     """
     stage: Stage = components.build(kind, component, recipe.seed)
+    places = sum(planned.use == component.use for planned in above) + 1
+    name = component.use if places == 1 else f"{component.use}#{places}"
+    rows_wanted = stage.rows_wanted() if isinstance(stage, GlobalStage) else None
+    if rows_wanted is not None and ground is not None:
+        stage = stage.after_losses(ground.losses.get(name, 1.0))  # type: ignore[attr-defined]
     if not isinstance(stage, base):
         raise RecipeError(
             component.where,
@@ -194,32 +269,31 @@ def _planned(
         )
     try:
         stage.check_above([planned.stage for planned in above])
-        reads = _reads(stage, kind, component, above)
+        reads = providers.columns_read(stage, kind, component, above)
         names = stage.writes().names
-        digests = {path: _identity(path, _WHOLE_HASH_BYTES[kind]) for path in stage.inputs()}
+        digests = _digests(stage, kind, ground)
     except (ValueError, OSError) as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError(component.where, what, hint) from fault
     if kind == "stage":
-        _check_writes(component, names, above)
-        _check_types(component, stage, reads, above)
+        providers.check_writes(component, names, above)
+        providers.check_types(component, stage, reads, above)
     # A global stage must see exactly the rows that live, whoever refused the others.
     whole = kind == "shard" or isinstance(stage, GlobalStage)
-    upstream = _upstream(reads, above, everything=whole)
+    upstream = providers.stands_on(reads, above, everything=whole)
     fingerprints = tuple(above[index + 1].fingerprint for index in upstream)
     options = {item.name: getattr(stage, item.name) for item in dataclasses.fields(stage)}
     decisive = decisive_options(kind, component.use, options, bool(digests))
-    places = sum(planned.use == component.use for planned in above) + 1
     # A source may grow; everything else is known by the content of its files.
     own = [component.use, stage.version, decisive]
     own += [] if kind == "source" else [stage.identity(), list(digests.values())]
     return Planned(
         use=component.use,
-        name=component.use if places == 1 else f"{component.use}#{places}",
+        name=name,
         stage=stage,
-        fingerprint=fingerprint(*own, fingerprints, *([content] if whole else [])),
-        provided_by=_measures(reads, above),
-        measure=fingerprint(*own, _measures(reads, above)),
+        fingerprint=fingerprint(*own, fingerprints, *_standing(ground, name, whole)),
+        provided_by=providers.measures(reads, above),
+        measure=fingerprint(*own, providers.measures(reads, above)),
         options=options,
         upstream=upstream,
         reads=reads,
@@ -228,7 +302,25 @@ def _planned(
         makes_images="image" in names,
         input_files_sha256=digests,
         input_fingerprints=fingerprints,
+        rows_wanted=rows_wanted,
     )
+
+
+def _standing(ground: _Ground | None, name: str, whole: bool) -> list[Any]:
+    """What a stage's fingerprint has of the pool: its content where it sees all of it, and retries."""
+    if ground is None:
+        return []
+    again = generations.generation(ground.retries, name)
+    return [*([ground.content] if whole else []), *(["retry", again] if again else [])]
+
+
+def _digests(stage: Stage, kind: str, ground: _Ground | None) -> dict[str, str]:
+    """The content of a stage's files, by path."""
+    known = {} if ground is None else ground.digests
+    for path in stage.inputs():
+        if path not in known:
+            known[path] = providers.identity(path, _WHOLE_HASH_BYTES[kind])
+    return {path: known[path] for path in stage.inputs()}
 
 
 def decisive_options(
@@ -241,117 +333,3 @@ def decisive_options(
         for option in described
         if not option.is_tuning and not (option.is_path and has_files)
     }
-
-
-def _measures(reads: tuple[str, ...], above: tuple[Planned, ...]) -> tuple[str, ...]:
-    """What the values of the columns that a stage reads hang on, provider by provider."""
-    found = [planned for planned in above[1:] if set(planned.columns) & set(reads)]
-    makers = [planned for planned in above if planned.makes_images]
-    if "image" in reads and makers:
-        found.append(makers[-1])
-    return tuple(
-        planned.fingerprint if isinstance(planned.stage, GlobalStage) else planned.measure
-        for planned in [*above[:1], *found]
-    )
-
-
-def _reads(
-    stage: Stage, kind: str, component: Component, above: tuple[Planned, ...]
-) -> tuple[str, ...]:
-    """The columns a stage names, each provided by something above. Raises RecipeError."""
-    if kind == "source":
-        return ()
-    has_images = any(planned.makes_images for planned in above)
-    provided = {"uid", "url", "caption", *VIRTUAL_COLUMNS} | {
-        name for planned in above for name in planned.columns
-    }
-    if not has_images:
-        provided.discard("image")
-    reads = tuple(provided - {"part", "row"}) if kind == "shard" else stage.reads()
-    for name in reads:
-        if name not in provided:
-            maker = f"{_maker(name)} " if _maker(name) else ""
-            raise RecipeError(
-                component.where,
-                f"{component.use} reads the column {name!r}, which nothing above it provides",
-                f"put {maker}above it" if maker else did_you_mean(name, provided, "columns here"),
-            )
-    return tuple(sorted(reads))
-
-
-def _maker(column: str) -> str:
-    """A component of the project that writes ``column`` with default options, or ''."""
-    for use in components.found("stage"):
-        description = components.describe("stage", use)
-        if any(option.default is components.REQUIRED for option in description.options):
-            options = {o.name: "" for o in description.options if o.default is components.REQUIRED}
-        else:
-            options = {}
-        try:
-            made = components.load("stage", use)(**options)
-            names = made.writes().names
-        except (ValueError, TypeError, OSError):
-            continue
-        if column in names:
-            return use
-    return ""
-
-
-def _check_writes(component: Component, names: list[str], above: tuple[Planned, ...]) -> None:
-    for planned in above:
-        for name in set(names) & {"uid", "url", "caption", *planned.columns}:
-            raise RecipeError(
-                component.where,
-                f"{component.use} writes the column {name!r}, which is there already (from {planned.use})",
-                "no stage overwrites a column; remove one of the two",
-            )
-
-
-def _check_types(
-    component: Component, stage: Stage, reads: tuple[str, ...], above: tuple[Planned, ...]
-) -> None:
-    """Let the stage judge the types of the columns it reads. Raises RecipeError."""
-    types = {
-        f.name: f.type for planned in above for f in planned.schema if f.name in planned.columns
-    }
-    types |= {name: COLUMNS[name].type for name in ("uid", "url", "caption", "image")}
-    types |= {"part": pa.int64(), "row": pa.int64()}
-    try:
-        stage.check_columns({name: types[name] for name in reads})
-    except ValueError as fault:
-        what, hint = split_hint(str(fault))
-        raise RecipeError(component.where, what, hint) from fault
-
-
-def _upstream(
-    reads: tuple[str, ...], above: tuple[Planned, ...], everything: bool
-) -> tuple[int, ...]:
-    """Indexes of the deciders above and of the providers of ``reads``, with what those stand on."""
-    chosen: set[int] = set()
-    for position, planned in enumerate(above):
-        provides = set(planned.columns) & set(reads) or (planned.makes_images and "image" in reads)
-        if everything or planned.decides or provides:
-            chosen.add(position - 1)
-            chosen.update(planned.upstream)
-    return tuple(sorted(chosen))
-
-
-def _identity(path: str, whole_bytes: int) -> str:
-    """sha256 of a file; of its size, time of change and two ends where it is over ``whole_bytes``."""
-    digest = hashlib.sha256()
-    try:
-        size = storage.size_bytes(path)
-        with storage.open_file(path) as file:
-            if size <= whole_bytes:
-                while chunk := file.read(1 << 20):
-                    digest.update(chunk)
-            else:
-                digest.update(f"{size} {storage.modified(path)}".encode())
-                digest.update(file.read(_EDGE_BYTES))
-                file.seek(size - _EDGE_BYTES)
-                digest.update(file.read(_EDGE_BYTES))
-    except FileNotFoundError as fault:
-        raise ValueError(
-            f"{path}: no such file. hint: check the path; a relative one is taken from the folder you run in"
-        ) from fault
-    return digest.hexdigest()

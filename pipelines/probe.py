@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -107,6 +107,25 @@ def probed(fetch: Planned, rows: pa.Table, of_rows: int) -> Bytes:
     )
 
 
+def of_rows(found: Bytes, rows: int) -> Bytes:
+    """The same for another number of rows."""
+    if rows == found.rows or not found.rows:
+        return found
+    factor = rows / found.rows
+
+    def times(value: float | None) -> float | None:
+        return None if value is None else value * factor
+
+    return replace(
+        found,
+        rows=rows,
+        fetched=times(found.fetched),
+        fetched_error=found.fetched_error * factor,
+        stored=times(found.stored),
+        stored_error=found.stored_error * factor,
+    )
+
+
 def _cure(fetch: Planned, reason: str) -> str:
     """What the download stage itself advises for a reason; '' where it has nothing to say."""
     kind = reason.removeprefix(f"error.{fetch.use}.")
@@ -140,7 +159,12 @@ def _from_column(plan: CurationPlan, rows: int) -> Bytes | None:
 
 def _from_earlier(plan: CurationPlan, fetch: Planned, rows: int) -> Bytes | None:
     """Mean size of pictures that the pool holds from an earlier download, and its share of successes."""
-    paths = storage.glob(plan.pool.columns_path(fetch.use, "?" * 8, 0).replace("part-00000", "*"))
+    folders = (fetch.fingerprint, "?" * 8)  # this very run, as the newest retry left it; else any
+    found_paths = (
+        storage.glob(plan.pool.columns_path(fetch.use, name, 0).replace("part-00000", "*"))
+        for name in folders
+    )
+    paths = next((paths for paths in found_paths if paths), [])
     stats = [found for path in paths if "rows_in" in (found := parts.read_stats(path))]
     tried = sum(entry["rows_in"] for entry in stats)
     if not tried:

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 _PLAIN_EVERY_S = 10.0
+_SHOWN: list[Progress] = []  # who hears of rows, the last one
+
+
+def rows_done(count: int) -> None:
+    """Say from within a part that so many rows more are done; heard in the process that shows progress."""
+    for progress in _SHOWN[-1:]:
+        progress.rows(count)
 
 
 class Progress:
@@ -16,12 +25,22 @@ class Progress:
         self.stream = stream or sys.stderr
         self._title, self._total, self._done = "", 0, 0
         self._told = 0.0
+        self._rows = 0
+
+    @contextmanager
+    def counting_rows(self) -> Iterator[None]:
+        """Meanwhile rows that are done are shown, too: for steps in which one part takes long."""
+        _SHOWN.append(self)
+        try:
+            yield
+        finally:
+            _SHOWN.pop()
 
     def say(self, text: str) -> None:
         print(text, file=self.stream, flush=True)
 
     def start(self, title: str, total: int) -> None:
-        self._title, self._total, self._done = title, total, 0
+        self._title, self._total, self._done, self._rows = title, total, 0, 0
         self._started = self._told = time.monotonic()
 
     def advance(self, note: str = "") -> None:
@@ -33,6 +52,17 @@ class Progress:
             self.say(
                 f"{self._title}: {self._done} of {self._total}, about {left_s:.0f} s left{note and '  ' + note}"
             )
+
+    def rows(self, count: int) -> None:
+        """So many rows more of the step are done."""
+        self._rows += count
+        now = time.monotonic()
+        if now - self._told >= _PLAIN_EVERY_S:
+            self._told = now
+            self.say(f"{self._title}: {self._done} of {self._total}, {self._rows_so_far(now)}")
+
+    def _rows_so_far(self, now: float) -> str:
+        return f"{self._rows:,} rows, {self._rows / max(now - self._started, 1e-3):,.0f} rows/s"
 
     def finish(self, text: str) -> None:
         """The step that was started has ended."""
@@ -72,7 +102,13 @@ class BarProgress(Progress):
         self._task = self._rich.add_task(title, total=total, note="")
 
     def advance(self, note: str = "") -> None:
+        if self._rows and not note:
+            note = self._rows_so_far(time.monotonic())
         self._rich.update(self._task, advance=1, note=note)
+
+    def rows(self, count: int) -> None:
+        self._rows += count
+        self._rich.update(self._task, note=self._rows_so_far(time.monotonic()))
 
     def finish(self, text: str) -> None:
         if self._task is not None:

@@ -63,17 +63,16 @@ class Recipe:
     resolved: dict[str, Any] = field(default_factory=dict)
 
 
-def load(name_or_path: str, changes: Sequence[str] = (), trial: bool = False) -> Recipe:
+def load(name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe of a file, or of a shipped name, with ``key.path=value`` overrides. Raises RecipeError.
 
-    ``trial``: a change takes the place of options that it can't stand beside (``overrides.drop_rivals``).
+    A change takes the place of options that it can't stand beside (``overrides.drop_rivals``).
     """
     path = find(name_or_path)
     data = _read(path, ())
     for change in changes:
         overrides.apply(data, change)
-    if trial:
-        overrides.drop_rivals(data, changes)
+    overrides.drop_rivals(data, changes)
     return from_data(data, str(path))
 
 

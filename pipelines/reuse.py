@@ -4,12 +4,17 @@ A new threshold above a stage, or new files in the source, change which rows a s
 its fingerprint; what it says of a row it has seen stays the same (law 1: a row stage's values hang on
 the row alone). So rows that an earlier sidecar of the same ``Planned.measure`` has are copied, pictures
 with them, and only the others are processed. A row that failed is processed again: the cause may have passed.
+A run that goes on from another one (``Planned.follows``: a retry, a larger allowance) takes over failures
+too, but for those that the retry is about. A part of which nothing is asked is taken over as it is.
 """
 
 from __future__ import annotations
 
 import json
+import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -18,10 +23,19 @@ import pyarrow.compute as pc
 from curate.contract import parts, storage
 from curate.contract.parts import stage_folder
 from curate.stage import error
-from pipelines.part import sidecar_schema
+from pipelines import generations
+from pipelines.part import alive_mask, is_done, sidecar, sidecar_schema, stats_of
 from pipelines.plan import CurationPlan, Planned
 
 _NOTE = "measure.json"
+
+
+class Run(NamedTuple):
+    """An earlier run of a stage that measured the same, and which of its failures are asked again."""
+
+    fingerprint: str
+    kinds: tuple[str, ...] = ()  # these, though the stage may say that they last
+    is_followed: bool = False  # and no others
 
 
 @dataclass
@@ -32,16 +46,15 @@ class Prior:
     known: np.ndarray
     table: pa.Table  # a row for each row of the part; only the known ones mean anything
     picture_paths: list[str]
-    _pictures: dict[str, bytes] = field(default_factory=dict)
+    _pictures: list[parts.Pictures] = field(default_factory=list)
 
     def take(self, rows: np.ndarray, uids: list[str]) -> pa.Table:
         """The columns of the stage, keep and reason included, for known rows."""
         found = self.table.take(pa.array(rows))
         if self.planned.makes_images:
-            if not self._pictures:
-                for path in self.picture_paths:
-                    self._pictures.update(parts.read_images(path))
-            pictures = [self._pictures.get(uid) for uid in uids]
+            self._pictures = self._pictures or [parts.Pictures(path) for path in self.picture_paths]
+            held = zip(*(pictures(uids) for pictures in self._pictures), strict=True)
+            pictures = [next((one for one in ones if one is not None), None) for ones in held]
             found = found.append_column(
                 self.planned.schema.field("image"),
                 pa.array(pictures, self.planned.schema.field("image").type),
@@ -54,38 +67,50 @@ def note_measure(plan: CurationPlan, planned: Planned) -> None:
     folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
     path = storage.join(folder, _NOTE)
     if not storage.exists(path):
-        told = {"measure": planned.measure, "fingerprint": planned.fingerprint}
+        told = {
+            "measure": planned.measure,
+            "fingerprint": planned.fingerprint,
+            "generation": generations.generation(plan.retries, planned.name),
+        }
         storage.write_text(path, json.dumps(told) + "\n")
 
 
-def fingerprints(plan: CurationPlan, planned: Planned) -> tuple[str, ...]:
-    """Fingerprints of earlier runs that measured the same, in order of name. One listing of the pool."""
-    found: list[str] = []
+def fingerprints(plan: CurationPlan, planned: Planned) -> tuple[Run, ...]:
+    """Earlier runs that measured the same; the newest generation first, then in order of name.
+
+    One listing of the pool.
+    """
+    followed = dict(planned.follows)
+    found: list[tuple[int, Run]] = []
     for folder in storage.listed(storage.join(plan.pool_root, "columns")):
         path = storage.join(folder, _NOTE)
         name = folder.rsplit("/", 1)[-1]
-        if name.startswith(stage_folder(planned.use, "")) and storage.exists(path):
-            told = storage.read_json(path, "pool")
-            if told["measure"] == planned.measure and told["fingerprint"] != planned.fingerprint:
-                found.append(told["fingerprint"])
-    return tuple(sorted(found))
+        if not name.startswith(stage_folder(planned.use, "")) or not storage.exists(path):
+            continue
+        told = storage.read_json(path, "pool")
+        other, since = told["fingerprint"], told.get("generation", 0)
+        if told["measure"] != planned.measure or other == planned.fingerprint:
+            continue
+        asked = generations.asked_since(plan.retries, planned.name, since)
+        kinds = followed.get(other, asked)
+        found.append((since, Run(other, kinds, other in followed)))
+    return tuple(run for _, run in sorted(found, key=lambda one: (-one[0], one[1].fingerprint)))
 
 
 def find(
-    plan: CurationPlan, planned: Planned, part: int, earlier: tuple[str, ...] | None = None
+    plan: CurationPlan, planned: Planned, part: int, earlier: Sequence[Run] | None = None
 ) -> Prior | None:
     """Everything earlier runs measured for this stage and part; None where there is nothing.
 
     ``earlier``: ``fingerprints(plan, planned)`` where the caller has them.
     """
     prior: Prior | None = None
-    for other in fingerprints(plan, planned) if earlier is None else earlier:
-        path = plan.pool.columns_path(planned.use, other, part)
-        pictures = plan.pool.images_path(other, part)
-        if not storage.exists(path) or (planned.makes_images and not storage.exists(pictures)):
+    for run in fingerprints(plan, planned) if earlier is None else earlier:
+        path, pictures = _paths(plan, planned, run, part)
+        if not _is_there(planned, path, pictures):
             continue
         table = parts.read_table(path, sidecar_schema(planned).names)
-        known = known_rows(planned, table)
+        known = known_rows(planned, table, run)
         if prior is None:
             prior = Prior(planned, known, table, [pictures])
         elif (known & ~prior.known).any():
@@ -93,18 +118,71 @@ def find(
     return prior
 
 
-def known_rows(planned: Planned, table: pa.Table) -> np.ndarray:
+def known_rows(planned: Planned, table: pa.Table, run: Run | None = None) -> np.ndarray:
     """The rows of a sidecar whose values count for later runs too: bool of shape (rows,).
 
     A row that was refused above never came to the stage: its keep is null. One that failed is asked
-    again, unless the stage says that such a failure lasts.
+    again, unless the stage says that such a failure lasts; where ``run`` is given, as that says.
     """
     reasons = table["reason"].cast(pa.string())
-    failed = np.asarray(pc.fill_null(pc.starts_with(reasons, "error."), False))
-    for kind in planned.stage.lasting_errors:
-        lasts = pc.fill_null(pc.equal(reasons, error(planned.use, kind)), False)
-        failed &= ~np.asarray(lasts)
+    failures = [text for text in pc.unique(reasons).to_pylist() if text and _is_error(text)]
+    again = [text for text in failures if _is_asked_again(planned, text, run or Run(""))]
+    failed = np.asarray(pc.is_in(reasons, value_set=pa.array(again, pa.string())))
     return np.asarray(table["keep"].is_valid()) & ~failed
+
+
+def carry_over(
+    plan: CurationPlan, index: int, part: int, earlier: Sequence[Run] | None = None
+) -> bool:
+    """Commit a part as an earlier run has it, where that knows just the rows that live; pictures are linked.
+
+    Returns whether the stage is done for the part now.
+    """
+    planned = plan.stages[index]
+    if not all(is_done(plan, plan.at(above), part) for above in planned.upstream):
+        return False
+    started = time.perf_counter()
+    for run in fingerprints(plan, planned) if earlier is None else earlier:
+        path, pictures = _paths(plan, planned, run, part)
+        if not _is_there(planned, path, pictures):
+            continue
+        alive = alive_mask(plan, planned.upstream, part)
+        decided = parts.read_table(path, ["keep", "reason"])
+        same = np.array_equal(np.asarray(decided["keep"].is_valid()), alive)
+        if not same or not np.array_equal(known_rows(planned, decided, run), alive):
+            continue
+        if planned.makes_images:
+            storage.link_or_copy(pictures, plan.pool.images_path(planned.fingerprint, part))
+        table = parts.read_table(path)
+        stats = stats_of(table, part, alive, time.perf_counter() - started)
+        known = {"measure": planned.measure, "fingerprint": planned.fingerprint}
+        taken = {"taken_over": stats["rows_in"]}
+        parts.write_table(sidecar(plan, planned, part), table, {**stats, **taken, **known})
+        return True
+    return False
+
+
+def _paths(plan: CurationPlan, planned: Planned, run: Run, part: int) -> tuple[str, str]:
+    """(sidecar, tar of pictures) of an earlier run."""
+    return (
+        plan.pool.columns_path(planned.use, run.fingerprint, part),
+        plan.pool.images_path(run.fingerprint, part),
+    )
+
+
+def _is_there(planned: Planned, path: str, pictures: str) -> bool:
+    return storage.exists(path) and (not planned.makes_images or storage.exists(pictures))
+
+
+def _is_error(reason: str) -> bool:
+    return reason.startswith("error.")
+
+
+def _is_asked_again(planned: Planned, reason: str, run: Run) -> bool:
+    if generations.is_meant(planned.use, reason, run.kinds):
+        return True
+    lasts = {error(planned.use, kind) for kind in planned.stage.lasting_errors}
+    return not run.is_followed and reason not in lasts
 
 
 def spliced(known: np.ndarray, before: pa.Table, fresh: pa.Table) -> pa.Table:

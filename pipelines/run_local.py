@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -13,6 +14,8 @@ from pipelines.plan import CurationPlan
 class LocalRunner:
     """Calls worker functions one by one in this process."""
 
+    workers = 0
+
     def map(
         self,
         function: Callable[..., Any],
@@ -22,7 +25,12 @@ class LocalRunner:
     ) -> Iterator[tuple[int, Any]]:
         for position, arguments in enumerate(calls):
             try:
-                yield position, function(plan, *arguments)
+                result = function(plan, *arguments)
+                if not inspect.isgeneratorfunction(function):
+                    yield position, result
+                    continue
+                for one in result:
+                    yield position, one
             except StageError as fault:
                 raise RunFailed(
                     f"{fault}\nnothing that was done is lost: the same command resumes"

@@ -7,6 +7,7 @@ one twice changes nothing.
 
 from __future__ import annotations
 
+import inspect
 import logging
 import os
 import signal
@@ -41,6 +42,11 @@ class RayRunner:
         self._signals = signals
         self._plans: dict[int, Any] = {}
 
+    @property
+    def workers(self) -> int:
+        """The cluster's CPUs, as of now."""
+        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+
     def map(
         self,
         function: Callable[..., Any],
@@ -49,17 +55,19 @@ class RayRunner:
         resources: Resources,
     ) -> Iterator[tuple[int, Any]]:
         ray = self._ray
-        task = ray.remote(_task).options(
+        is_several = inspect.isgeneratorfunction(function)
+        task = ray.remote(_tasks if is_several else _task).options(
             num_cpus=resources.cpus,
             num_gpus=resources.gpus,
             memory=resources.memory_bytes or None,
             max_retries=_RETRIES,
             name=function.__name__,
+            **({"num_returns": "streaming"} if is_several else {}),
         )
         plan_ref = self._plans.get(id(plan)) or self._plans.setdefault(id(plan), ray.put(plan))
         running: dict[Any, int] = {}
         waiting = iter(enumerate(calls))
-        window = max(2, int(ray.cluster_resources().get("CPU", 1) * _WINDOW_PER_CPU))
+        window = max(2, self.workers * _WINDOW_PER_CPU)
         try:
             while True:
                 for position, arguments in waiting:
@@ -71,7 +79,15 @@ class RayRunner:
                 self._signals.obey()
                 done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
                 for reference in done:
-                    yield running.pop(reference), self._result(reference)
+                    if not is_several:
+                        yield running.pop(reference), self._result(reference)
+                        continue
+                    try:
+                        one = next(reference)
+                    except StopIteration:
+                        del running[reference]
+                    else:
+                        yield running[reference], self._result(one)
         finally:
             for reference in running:
                 ray.cancel(reference, force=True)
@@ -95,6 +111,12 @@ class RayRunner:
 
 def _task(function: Callable[..., Any], plan: CurationPlan, arguments: tuple[Any, ...]) -> Any:
     return function(plan, *arguments)
+
+
+def _tasks(
+    function: Callable[..., Iterator[Any]], plan: CurationPlan, arguments: tuple[Any, ...]
+) -> Iterator[Any]:
+    yield from function(plan, *arguments)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from curate.contract import parts, shards, storage
 from curate.contract.columns import LEDGER_SCHEMA
 from curate.contract.manifest import package_versions
 from pipelines.errors import RecipeError, split_hint
-from pipelines.part import decided_rows, load_columns
+from pipelines.part import decided_rows, load_columns, pictures_of
 from pipelines.plan import CurationPlan
 
 _MARKER = ".clip-pipe-writing.json"
@@ -103,10 +103,12 @@ def pack(plan: CurationPlan, part: int) -> dict[str, Any]:
         "refused": _refused(ledger),
     }
     if plan.has_images:
-        samples = load_columns(plan, plan.shard.reads, len(plan.stages), part).filter(
-            pa.array(kept)
-        )
-        stats["histogram"] = plan.shard.stage.pack(samples, paths["blocks"], paths["index"])
+        names = tuple(name for name in plan.shard.reads if name != "image")
+        samples = load_columns(plan, names, len(plan.stages), part).filter(pa.array(kept))
+        with pictures_of(plan, len(plan.stages), part) as pictures:
+            stats["histogram"] = plan.shard.stage.pack(
+                samples, pictures, paths["blocks"], paths["index"]
+            )
     parts.write_table(paths["ledger"], ledger, stats)
     return stats
 
@@ -275,6 +277,7 @@ def _manifest(
         )
         rows_in = kept
     images = [p.fingerprint for p in (plan.source, *plan.stages) if p.makes_images]
+    retries = (plan.pool.describe() or {}).get("retries", [])
     return {
         "schema_version": 1,
         "recipe": plan.recipe,
@@ -287,4 +290,5 @@ def _manifest(
         "pool": plan.pool_root,
         "images": images,
         "packages": package_versions(),
+        **({"retries": retries} if retries else {}),  # kinds, rows, and failures before and after
     }

@@ -28,6 +28,7 @@ from pipelines.side_by_side import funnel_lines, funnel_record
 BALANCE = "filter.metadata_balance"
 _STAGE = ("curate", "stage")
 _TRIED = ("curate.stage.", "seed")
+_SOLVES = frozenset({"t", "keep", "tail_share", "oversample"})
 _MOST_ROWS = 1 << 62
 
 
@@ -72,7 +73,7 @@ def with_t(loaded: Recipe, t: int) -> Recipe:
             "--t goes with exactly one"
             + ("; name it by --set curate.stage.N.t=..." if found else ""),
         )
-    for key in ("keep", "tail_share"):
+    for key in _SOLVES - {"t"}:
         found[0].pop(key, None)
     found[0]["t"] = t
     return recipe.from_data(data, loaded.path)
@@ -85,10 +86,12 @@ def _plans(
     in_pool = storage.exists(storage.join(where, "pool.json"))
     if not in_pool:
         _check_recipe(where)
-    changed = _kept(where, changes) if in_pool else recipe.load(where, changes, trial=True)
+    changed = _kept(where, changes) if in_pool else recipe.load(where, changes)
     plan = plan_of_pool(changed)
     base = plan_of_pool(_kept(where) if in_pool else _as_run(changed, plan, where, changes))
     _check_measures(base, plan, changed, changes)
+    if ts:
+        _check_rivals(changed, changes)
     if unread := unread_files(changed):
         text = f"note: {unread:,} files of the source are not read in yet; these are figures of what the pool holds"
         print(text, file=sys.stderr, flush=True)
@@ -180,6 +183,21 @@ def _check_measures(
                 asked.get(index, f"{changed.path}: {planned.name} has other options now"),
                 f"{planned.use} measures, and the pool holds no values of it with these options",
                 "whatif tries options of filters; to measure anew run `clip-pipe curate` with these options",
+            )
+
+
+def _check_rivals(changed: Recipe, changes: Sequence[str]) -> None:
+    """Raise RecipeError for a change that ``--t`` would take out again without a word."""
+    for change in changes:
+        *_, last = place = overrides.place_of(changed.resolved, change)
+        stages = changed.curate.stage if changed.curate is not None else ()
+        if tuple(place[:2]) != _STAGE or len(place) != 4 or last not in _SOLVES:
+            continue
+        if stages[int(place[2])].use == BALANCE:
+            raise RecipeError(
+                f"--set {change}",
+                f"{last} and --t decide the same threshold",
+                "compare one with `now` at a time: leave out --t, or this",
             )
 
 

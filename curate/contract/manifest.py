@@ -63,6 +63,7 @@ class Manifest:
     refused: dict[str, int]
     seconds: float
     parts: int
+    costs: dict[str, float] = field(default_factory=dict)  # sums over the parts, see RowStage.costs
     packages: dict[str, str] = field(default_factory=package_versions)
     schema_version: int = SCHEMA_VERSION
 

@@ -9,9 +9,10 @@ POOL/columns/<stage>-<fingerprint8>/manifest.json
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -141,3 +142,50 @@ def read_images(path: str) -> dict[str, bytes]:
     """uid -> encoded picture, of one part."""
     with storage.open_file(path) as file:
         return {member.name.split(".", 1)[0]: member.data for member in tars.walk(file, path)}
+
+
+class Pictures:
+    """The pictures of one part, each read when it is asked for: all of them may take a gigabyte.
+
+    Behind fsspec the tar is fetched whole, since small reads of an object store take a journey each.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._file: IO[Any] | None = None
+        self._places: dict[str, tuple[int, int]] = {}
+
+    def __call__(self, uids: list[str]) -> list[bytes | None]:
+        """The encoded pictures in the order of ``uids``, None where there is none."""
+        if self._file is None:
+            self._file = self._opened()
+            for name, offset, size in tars.places(self._file, self._path):
+                self._places[name.split(".", 1)[0]] = (offset, size)
+        return [self._read(self._file, *self._places.get(uid, (0, 0))) for uid in uids]
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def __enter__(self) -> Pictures:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _opened(self) -> IO[Any]:
+        file = storage.open_file(self._path)
+        if not storage.is_url(self._path):
+            return file
+        with file:
+            return io.BytesIO(file.read())
+
+    def _read(self, file: IO[Any], offset: int, size: int) -> bytes | None:
+        if not offset:
+            return None
+        file.seek(offset)
+        data: bytes = file.read(size)
+        if len(data) < size:
+            raise tars.TarDamage(f"{self._path}: changed while it was read, at byte {offset}")
+        return data

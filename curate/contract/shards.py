@@ -41,20 +41,22 @@ def sample_block(
     key: str, members: Sequence[tuple[str, bytes]]
 ) -> tuple[bytes, list[dict[str, Any]]]:
     """The tar bytes of one sample, and its index rows with offsets relative to the block's start."""
-    block = bytearray()
+    blocks: list[bytes] = []
+    length = 0
     rows: list[dict[str, Any]] = []
     for extension, data in members:
         rows.append(
             {
                 "key": key,
                 "member": extension,
-                "offset": len(block) + tars.BLOCK_BYTES,
+                "offset": length + tars.BLOCK_BYTES,
                 "size": len(data),
                 "crc32": zlib.crc32(data),
             }
         )
-        block += tars.member(f"{key}.{extension}", data)
-    return bytes(block), rows
+        blocks.append(tars.member(f"{key}.{extension}", data))
+        length += len(blocks[-1])
+    return b"".join(blocks), rows
 
 
 def sample_json(record: dict[str, Any]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import tempfile
 import time
 import uuid
@@ -19,6 +20,7 @@ from typing import IO, Any
 import fsspec
 
 _DAY_S = 86_400
+_COPY_BYTES = 1 << 20
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
 _OURS = "clip-pipe://"  # an entry list that comes with the tool, on whichever machine opens it
 _OUR_LISTS = Path(__file__).resolve().parent.parent / "entries" / "lists"
@@ -166,6 +168,33 @@ def remove(path: str) -> None:
         fs.rm(inner, recursive=True)
 
 
+def link_or_copy(source: str, target: str) -> None:
+    """The same content under another name, whole or not there; a hard link where the disk has them.
+
+    Neither name is ever written to again: what is committed stays as it is.
+    """
+    if is_url(source) or is_url(target):
+        with open_file(source) as file, committed(target) as copy:
+            shutil.copyfileobj(file, copy, _COPY_BYTES)
+        return
+    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+    temporary = _temporary(target)
+    try:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
+        os.replace(temporary, target)
+    finally:
+        if os.path.exists(temporary):
+            os.remove(temporary)
+
+
+def _temporary(path: str) -> str:
+    """A name beside a file, which says whose it is while it is written."""
+    return f"{path}{TEMPORARY}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+
+
 @contextmanager
 def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under ``path`` only if the block ends without an exception."""
@@ -176,7 +205,7 @@ def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
             yield file
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = f"{path}{TEMPORARY}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary = _temporary(path)
     try:
         with open(temporary, mode) as file:
             yield file

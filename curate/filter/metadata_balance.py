@@ -10,9 +10,12 @@ language from the tail share. That t can be solved for a number of rows is this 
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +32,8 @@ _STATE = pa.schema([*_COUNTS, ("t", pa.int64()), ("search", pa.string())])
 _LOOK = pa.schema([(name, pa.int64()) for name in ("t", "whole", "units", "matched", "unmatched")])
 _REASONS = pa.array(["balanced", "unmatched"])
 _MOST_ROWS = 1 << 62  # thresholds are int64 in the state
+OBSERVED = "observed"
+_FACTOR_STEPS = 1_000_000  # an observed allowance has six digits
 _LOOKS, _LOOKS_BY_REFERENCE = 5, 8  # see balancing.next_trials: 3 are usual, 4 the most seen
 
 
@@ -44,6 +49,9 @@ class MetadataBalance(GlobalStage):
         keep: instead of t, the rows to keep: the smallest t whose expected number of kept rows is
             at least this. What the draws keep differs by chance, by about the root of the number.
             Everything matched is kept where that is less. Costs some more readings of the entries.
+        oversample: with keep: keep so many times as many rows, 1.0 or more, since some are lost in the
+            download below. "observed" finds the number: first `keep` rows are asked for, and what
+            the download lost of these says how many more, which alone are then fetched.
         tail_share: instead of t, the share of all matches that the entries under t have. The
             paper's t is at 0.06.
         by: a text column, such as ``language``, whose values are counted and balanced apart.
@@ -60,6 +68,7 @@ class MetadataBalance(GlobalStage):
     t: int | None = None
     keep: int | None = None
     tail_share: float | None = None
+    oversample: float | str = 1.0
     by: str = ""
     reference: str = "en"
     salt: str = "balance"
@@ -93,6 +102,7 @@ class MetadataBalance(GlobalStage):
             raise ValueError(
                 f"{found[0]}. hint: a share of all matches between 0 and 1; the paper has 0.06"
             )
+        self._check_oversample()
         if self.reference != "en" and not self.by:
             raise ValueError(
                 f'reference = "{self.reference}" and no by. hint: name the column, as in by = "language"'
@@ -101,6 +111,41 @@ class MetadataBalance(GlobalStage):
             raise ValueError(
                 f'reference = "{self.reference}" and {found[0]}, which has no reference. hint: leave `reference` out, or set t or keep'
             )
+
+    def _check_oversample(self) -> None:
+        factor = self.oversample
+        if factor == 1.0:
+            return
+        if isinstance(factor, str) and factor != OBSERVED:
+            raise ValueError(
+                f'oversample = "{factor}". hint: a number of times, such as 1.3, or "{OBSERVED}"'
+            )
+        if isinstance(factor, float | int) and not 1 <= factor < math.inf:
+            raise ValueError(f"oversample = {factor}. hint: 1 or more; 1.3 asks for 30 % more rows")
+        if self.keep is None or self.by:
+            found = f'by = "{self.by}"' if self.by else "no keep"
+            raise ValueError(
+                f"oversample = {factor!r} and {found}. hint: it multiplies `keep`, a number of rows of the whole pool"
+            )
+        if (self.wanted() or 0) > _MOST_ROWS:
+            raise ValueError(
+                f"oversample = {factor} of keep = {self.keep}, more rows than any pool has. hint: at most {_MOST_ROWS:,}"
+            )
+
+    def wanted(self) -> int | None:
+        """The rows to keep, with what shall be lost later; None where t or a share decides."""
+        if self.keep is None or isinstance(self.oversample, str):
+            return self.keep
+        return math.ceil(self.keep * Fraction(repr(float(self.oversample))))
+
+    def rows_wanted(self) -> int | None:
+        """``keep`` where the allowance shall be what the downloads below lose."""
+        return self.keep if self.oversample == OBSERVED else None
+
+    def after_losses(self, success_frac: float) -> MetadataBalance:
+        """A larger t keeps all that a smaller one keeps: the draw of a row is the same."""
+        factor = math.ceil(_FACTOR_STEPS / success_frac) / _FACTOR_STEPS
+        return dataclasses.replace(self, oversample=factor)
 
     def check_columns(self, types: Mapping[str, pa.DataType]) -> None:
         kind = types.get(self.by, pa.string())
@@ -266,7 +311,7 @@ class MetadataBalance(GlobalStage):
         return groups.index(self.reference)
 
     def _wanted(self) -> int:
-        return (self.keep or 0) << balancing.UNIT_BITS
+        return (self.wanted() or 0) << balancing.UNIT_BITS
 
     def _highest(self, counted: _Counted) -> int:
         """A t that keeps every matched row: one over the reference's counts makes its tail all."""

@@ -21,10 +21,10 @@ import pyarrow.parquet as pq
 
 from curate.contract import parts, shards, storage, tars
 from curate.contract.draw import draws
-from curate.stage import ShardStage
+from curate.stage import Pictures, ShardStage
 
 _BUCKETS = 1 << 16
-_ROWS_AT_ONCE = 64
+_ROWS_AT_ONCE = 1_000
 _ROW_GROUP_ROWS = 1000  # rows are sorted by bucket, so a shard reads the row groups of its own only
 _OPEN_FILES = 64
 _NOT_IN_JSON = ("image", "keep", "reason", "part", "row")
@@ -51,13 +51,15 @@ class Write(ShardStage):
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard = {self.samples_per_shard}. hint: at least 1")
 
-    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[int, int]:
+    def pack(
+        self, samples: pa.Table, pictures: Pictures, blocks_path: str, index_path: str
+    ) -> dict[int, int]:
         uids = samples["uid"].to_pylist()
         order = _Order.of(uids, f"shard:{self.seed}")
         rows: list[dict[str, Any]] = []
         offset = 0
         with storage.committed(blocks_path) as file:
-            for row, draw in order.rows_of(samples):
+            for row, draw in order.rows_of(samples, pictures):
                 block, members = shards.sample_block(row["uid"], sample_members(row))
                 file.write(block)
                 for member in members:
@@ -161,13 +163,16 @@ class _Order:
         drawn = draws(uids, salt)
         return cls(drawn, np.lexsort((np.array(uids, dtype="U32"), drawn)))
 
-    def rows_of(self, table: pa.Table) -> Iterator[tuple[dict[str, Any], float]]:
-        """(row, its draw) in order; a few rows at a time become Python objects."""
+    def rows_of(
+        self, table: pa.Table, pictures: Pictures
+    ) -> Iterator[tuple[dict[str, Any], float]]:
+        """(row with its picture, its draw) in order; a few rows at a time become Python objects."""
         for start in range(0, len(self.positions), _ROWS_AT_ONCE):
             positions = self.positions[start : start + _ROWS_AT_ONCE]
-            yield from zip(
-                table.take(positions).to_pylist(), self.draws[positions].tolist(), strict=True
-            )
+            rows = table.take(positions).to_pylist()
+            for row, draw in zip(rows, self.draws[positions].tolist(), strict=True):
+                (row["image"],) = pictures([row["uid"]])
+                yield row, draw
 
 
 def _chosen(

@@ -269,5 +269,14 @@ def test_another_way_to_say_the_threshold_can_be_forecast(world: Path) -> None:
     done = CliRunner().invoke(main, ["forecast", str(path), "--local", *change])
     assert done.exit_code == 0, done.stderr
     assert "keep = 200: t = " in done.stdout
-    refused = CliRunner().invoke(main, ["curate", str(path), "--local", *change])
-    assert (refused.exit_code, "t = 40 and keep = 200" in refused.stderr) == (2, True)
+
+
+def test_a_change_of_keep_takes_the_place_of_t_in_every_command(world: Path) -> None:
+    path = world / "both.toml"
+    path.write_text(tomli_w.dumps(data(world, {"t": 40}, folder="both")))
+    change = ["--set", "curate.stage.metadata_balance.keep=120"]
+    for words in (["plan"], ["check"], ["forecast", "--local"], ["curate", "--local"]):
+        done = CliRunner().invoke(main, [words[0], str(path), *words[1:], *change])
+        assert done.exit_code == 0, (words, done.stderr)
+    both = CliRunner().invoke(main, ["plan", str(path), *change, "--set", "curate.stage.1.t=9"])
+    assert both.exit_code == 2

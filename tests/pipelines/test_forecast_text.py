@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipelines import costs, forecast, forecast_text
+from pipelines.allowance import Allowance
 from pipelines.front import front_of
 from pipelines.funnel import Funnel, StageCount
 from pipelines.plan import plan_curation
@@ -132,3 +133,38 @@ def test_groups_and_solved_thresholds(found: Any) -> None:
         "keep = 50: t = 20 is expected to give 61; t = 19 would give 48, fewer than asked (t is a whole number)"
         in lines
     )
+
+
+def test_how_many_come_is_unknown_where_none_came(found: Any) -> None:
+    download = Bytes("probe", 60, sample_rows=10, success_frac=0.0, failures={"error.x.dns": 10})
+    rate = costs.Rate(0.1, "typical")
+    made = found(
+        download=download,
+        costs=(
+            forecast.Cost("download.fetch", 60, rate),
+            forecast.Cost("score.phash", None, rate),
+        ),
+    )
+    lines = forecast_text.lines(made)
+    (line,) = [line for line in lines if line.startswith("  score.phash")]
+    assert line.split(None, 2)[1:] == ["unknown", "unknown: no picture came"]
+    told = forecast.record(made)["costs"][1]
+    assert (told["rows"], told["seconds"], told["source"]) == (None, None, "unknown")
+
+
+@pytest.mark.parametrize(
+    ("fracs", "settled", "success", "words"),
+    [
+        ((), False, 0.5, "about 60 rows have to be fetched for 30 to come (balance)"),
+        ((), False, None, "give --probe N to know how many"),
+        ((), True, None, "asks for no more"),
+        ((0.75,), True, None, "asks for 1.333 times 30, by what an earlier run lost"),
+    ],
+)
+def test_the_allowance_is_told(
+    found: Any, fracs: tuple[float, ...], settled: bool, success: float | None, words: str
+) -> None:
+    one = Allowance(1, "balance", 30, "key", fracs, settled)
+    download = Bytes("probe", 60, sample_rows=10, success_frac=success, stored=1.0)
+    download = download if success else Bytes("unknown", 60)
+    assert words in "\n".join(forecast_text.lines(found(allowance=one, download=download)))

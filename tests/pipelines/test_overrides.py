@@ -69,3 +69,12 @@ def test_a_change_takes_the_place_of_what_it_can_t_stand_beside() -> None:
     overrides.drop_rivals(data, changes)
     assert stage[0] == {"use": "filter.metadata_balance", "keep": 9, "by": "x"}
     assert stage[1] == {"use": "other", "t": 4, "keep": 9}
+
+
+def test_what_goes_with_a_replaced_option_goes_too() -> None:
+    stage = [{"use": "filter.metadata_balance", "keep": 9, "oversample": 1.3}]
+    data = {"curate": {"stage": stage}}
+    change = "curate.stage.metadata_balance.t=5"
+    overrides.apply(data, change)
+    overrides.drop_rivals(data, [change])
+    assert stage[0] == {"use": "filter.metadata_balance", "t": 5}

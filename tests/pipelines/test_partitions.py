@@ -97,7 +97,7 @@ class OneAtATime:
     """A runner whose tasks each ask for both CPUs of the session's cluster."""
 
     def __init__(self, runner: Runner) -> None:
-        self.runner = runner
+        self.runner, self.workers = runner, 1
 
     def map(
         self, function: Any, plan: CurationPlan, calls: Sequence[Any], resources: Resources

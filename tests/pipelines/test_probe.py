@@ -79,7 +79,8 @@ def test_a_probe_fetches_the_sample_and_multiplies(tmp_path: Path) -> None:
     assert found.success_frac == 0.75
     assert found.stored is not None
     assert 0 < found.stored < real
-    assert len(asked) == ROWS + 10
+    # The stage may still hold what it was asked for last.
+    assert len(set(asked)) == ROWS <= len(asked) <= ROWS + 10
     assert some.fetched is not None
     assert abs(some.fetched - real) < 5 * some.fetched_error
     assert some.fetched_error > 0

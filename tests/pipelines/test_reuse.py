@@ -205,3 +205,33 @@ def test_rows_come_back_in_their_order() -> None:
     )
     assert found["name"].to_pylist() == ["a", "b", "c", "d", "e"]
     assert found["reason"].to_pylist() == ["y", None, "x", None, "y"]
+
+
+def test_a_part_whose_rows_are_as_before_is_carried_over_whole(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No row is refused by either threshold, so pictures are linked and nothing is read row by row."""
+    run(curate_recipe(SOURCE, stages(50, tmp_path / "a", dead="")))
+    before = plan_curation(curate_recipe(SOURCE, stages(50, tmp_path / "a", dead="")))
+
+    def refuse(*_: Any) -> None:
+        raise AssertionError("a part was run")
+
+    monkeypatch.setattr("pipelines.fused._Fused", refuse)
+    recipe = curate_recipe(SOURCE, stages(60, tmp_path / "a", dead=""))
+    run(recipe)
+    plan = plan_curation(recipe)
+    for index in (2, 3, 4):
+        old, new = before.stages[index], plan.stages[index]
+        assert old.fingerprint != new.fingerprint
+        for number in range(6):
+            stats = parts.read_stats(part.sidecar(plan, new, number))
+            assert stats["fingerprint"] == new.fingerprint
+            assert stats["taken_over"] == stats["rows_in"]
+            if new.makes_images:
+                pair = [plan.pool.images_path(one.fingerprint, number) for one in (old, new)]
+                assert Path(pair[0]).samefile(pair[1])
+    fresh = curate_recipe(SOURCE, stages(60, tmp_path / "a", dead=""), folder="fresh")
+    monkeypatch.undo()
+    run(fresh)
+    assert shard_bytes(recipe) == shard_bytes(fresh)

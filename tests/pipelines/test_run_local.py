@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 
 from curate.stage import Resources, StageError
@@ -14,6 +16,14 @@ def test_calls_in_order() -> None:
         LocalRunner().map(lambda plan, a, b: (plan, a + b), "plan", [(1, 2), (3, 4)], Resources())
     )  # type: ignore[arg-type]
     assert found == [(0, ("plan", 3)), (1, ("plan", 7))]
+
+
+def test_a_generator_gives_several_results() -> None:
+    def counted(plan: object, count: int) -> Iterator[int]:
+        yield from range(count)
+
+    found = list(LocalRunner().map(counted, None, [(2,), (0,), (1,)], Resources()))  # type: ignore[arg-type]
+    assert found == [(0, 0), (0, 1), (2, 0)]
 
 
 def test_a_stage_error_is_a_failed_run() -> None:

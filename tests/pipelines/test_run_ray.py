@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,33 @@ def test_a_killed_worker_s_task_runs_again(
     assert len(ledger(recipe)) == 47
 
 
-def test_a_lost_service_is_told_in_its_own_words(
+def test_a_killed_worker_s_span_goes_on_where_it_was(
     curate_recipe: Callable[..., Any], ray_address: str, tmp_path: Path
+) -> None:
+    stages = [
+        {"use": f"{USE}:Ahead", "log": str(tmp_path / "log")},
+        {"use": f"{USE}:Killer", "flag": str(tmp_path / "flag"), "at": "26"},
+    ]
+    recipe = curate_recipe({**SOURCE, "rows_per_part": 2}, stages)
+    with run_ray.connected() as runner:
+        curation.run(plan_curation(recipe), runner, Quiet())
+    assert (tmp_path / "flag-row").exists()
+    assert len(ledger(recipe)) == 47
+    lines = (tmp_path / "log").read_text().splitlines()
+    asked = Counter(uid for line in lines for uid in line.split()[1:] if line.startswith("asked"))
+    assert sum(count - 1 for count in asked.values()) <= 2  # only the part that was in work
+
+
+@pytest.mark.parametrize("is_ahead", [False, True])
+def test_a_lost_service_is_told_in_its_own_words(
+    curate_recipe: Callable[..., Any], ray_address: str, tmp_path: Path, is_ahead: bool
 ) -> None:
     recipe = curate_recipe(
         SOURCE,
-        [{"use": f"{USE}:Killer", "flag": str(tmp_path / "flag"), "at": "26", "how": "service"}],
+        [
+            *([{"use": f"{USE}:Ahead"}] if is_ahead else []),
+            {"use": f"{USE}:Killer", "flag": str(tmp_path / "flag"), "at": "26", "how": "service"},
+        ],
     )
     with (
         run_ray.connected() as runner,

@@ -186,6 +186,9 @@ def test_another_way_to_say_the_threshold_takes_the_place_of_t(ran: Path, solved
     both = [f"curate.stage.metadata_balance.{text}" for text in (solved, "t=4")]
     code, _, err = invoke(str(ran / "pool"), "--set", both[0], "--set", both[1])
     assert (code, "is given. hint" in err or "set one of t" in err) == (2, True)
+    code, out, err = invoke(str(ran / "pool"), "--set", both[0], "--t", "5")
+    assert (code, out) == (2, "")
+    assert f"{name} and --t decide the same threshold" in err
 
 
 @pytest.fixture

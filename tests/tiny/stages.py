@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from dataclasses import field as dataclass_field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from curate.contract import storage
 from curate.contract.draw import pair_uid
 from curate.score import vectors
 from curate.score.picture import decode
@@ -22,6 +25,7 @@ from curate.stage import (
     REASON,
     GlobalStage,
     Part,
+    Pictures,
     RowStage,
     SourceStage,
     StageError,
@@ -129,6 +133,66 @@ def hash_of(data: bytes) -> str:
     import hashlib
 
     return hashlib.sha256(data).hexdigest()
+
+
+@dataclass
+class Heard:
+    """What an Ahead was told and has not been asked for yet."""
+
+    waiting: set[str]
+    is_asked: bool = False
+    calls: int = 0
+    wants: threading.Event = dataclass_field(default_factory=threading.Event)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ahead(Picture):
+    """A Picture that is told of its rows before; writes what it hears and is asked to a file."""
+
+    looks_ahead = True  # type: ignore[misc]
+    log: str = tuning_option("")
+    room: int = tuning_option(10)  # rows it wants to have heard of
+    slow: bool = tuning_option(
+        False
+    )  # hears of nothing more before it is asked, then waits until it has
+    broken: bool = tuning_option(False)
+
+    def open(self) -> Heard:
+        return Heard(set())
+
+    def expect(self, rows: pa.Table, state: Heard, notes: str) -> None:
+        if self.broken:
+            raise OSError("notes are damaged")
+        uids = rows["uid"].to_pylist()
+        state.waiting |= set(uids)
+        # fsspec's transactions belong to a thread, and one may be open for the part's pictures.
+        writer = threading.Thread(target=storage.write_text, args=(f"{notes}/begun", "begun"))
+        writer.start()
+        writer.join()
+        self._write("told", notes.rsplit("-", 1)[-1], *uids)
+        if len(state.waiting) >= self.room:
+            state.wants.set()
+
+    def wants_more(self, state: Heard) -> bool:
+        return len(state.waiting) < self.room and (state.is_asked or not self.slow)
+
+    def process(self, batch: pa.Table, state: Heard) -> pa.Table:
+        self._write("asked", *batch["uid"].to_pylist())
+        state.is_asked = True
+        state.calls += 1
+        if self.slow and not state.wants.wait(10):
+            raise StageError("heard of nothing while it was asked")
+        state.waiting -= set(batch["uid"].to_pylist())
+        return super().process(batch, state)
+
+    def costs(self, state: Heard) -> dict[str, float]:
+        spent, state.calls = state.calls, 0
+        return {"calls": float(spent)}
+
+    def _write(self, *words: str) -> None:
+        if self.log:
+            with Path(self.log).open("a") as file:
+                file.write(" ".join(words) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,8 +325,10 @@ class DyingWrite(Write):
 
     flag: str = tuning_option("")
 
-    def pack(self, samples: pa.Table, blocks_path: str, index_path: str) -> dict[int, int]:
-        histogram = super().pack(samples, blocks_path, index_path)
+    def pack(
+        self, samples: pa.Table, pictures: Pictures, blocks_path: str, index_path: str
+    ) -> dict[int, int]:
+        histogram = super().pack(samples, pictures, blocks_path, index_path)
         die_once(self.flag, "pack")
         return histogram
 

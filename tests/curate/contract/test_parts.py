@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
-from curate.contract import parts
+from curate.contract import parts, tars
 from curate.contract.columns import CAPTIONS_TYPE
 
 
@@ -40,6 +41,31 @@ def test_pictures_come_back_by_uid(tmp_path: Path) -> None:
     pictures = [b"\xff\xd8\xffone", None, b"\x89PNG\r\n\x1a\ntwo", b"\xff\xd8\xffagain"]
     parts.write_images(path, ["a", "b", "c", "a"], pictures)
     assert parts.read_images(path) == {"a": pictures[0], "c": pictures[2]}
+
+
+@pytest.mark.parametrize("folder", ["", "memory://test_parts"])
+def test_pictures_are_read_one_by_one(tmp_path: Path, folder: str) -> None:
+    path = f"{folder or tmp_path}/part.tar"
+    pictures = [b"\xff\xd8\xffone", None, b"\x89PNG\r\n\x1a\n" + b"two" * 999]
+    parts.write_images(path, ["a", "b", "c"], pictures)
+    with parts.Pictures(path) as held:
+        assert held(["c", "nobody", "a", "c"]) == [pictures[2], None, pictures[0], pictures[2]]
+        assert held([]) == []
+    assert held(["a"]) == [pictures[0]]  # opened again
+    held.close()
+
+
+def test_pictures_that_are_cut_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "part.tar"
+    parts.write_images(str(path), ["a", "b"], [b"\xff\xd8\xff" + b"x" * 9000] * 2)
+    whole = path.read_bytes()
+    with parts.Pictures(str(path)) as held:
+        held(["a"])
+        path.write_bytes(whole[:600])
+        with pytest.raises(tars.TarDamage, match=r"part\.tar: changed while it was read"):
+            held(["b"])
+    with pytest.raises(tars.TarDamage, match=r"'a\.jpg' at byte 0 is cut: 88 of 9003 bytes"):
+        parts.Pictures(str(path))(["a"])
 
 
 def test_no_pool_is_none(tmp_path: Path) -> None:

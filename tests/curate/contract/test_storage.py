@@ -42,6 +42,37 @@ def test_memory_filesystem_reads_back() -> None:
     assert not storage.exists(path)
 
 
+@pytest.mark.parametrize("link", [True, False])
+def test_a_second_name_for_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: bool
+) -> None:
+    source, target = tmp_path / "a", tmp_path / "deep" / "b"
+    source.write_bytes(b"one")
+    if not link:
+
+        def refuse(*_: object) -> None:
+            raise OSError(18, "Invalid cross-device link")
+
+        monkeypatch.setattr("os.link", refuse)
+    storage.link_or_copy(str(source), str(target))
+    assert target.read_bytes() == b"one"
+    assert target.samefile(source) == link
+    # What is committed anew under one name leaves the other as it was.
+    storage.write_text(str(source), "two")
+    storage.link_or_copy(str(source), str(target))
+    storage.write_text(str(target), "three")
+    assert source.read_bytes() == b"two"
+    assert [path.name for path in (tmp_path / "deep").iterdir()] == ["b"]
+
+
+def test_a_second_name_behind_fsspec(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"x" * 3_000_000)
+    storage.link_or_copy(str(tmp_path / "a"), "memory://copies/a")
+    storage.link_or_copy("memory://copies/a", "memory://copies/deep/b")
+    assert storage.size_bytes("memory://copies/deep/b") == 3_000_000
+    storage.remove("memory://copies")
+
+
 def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     assert storage.absolute("a/../b") == str(tmp_path / "b")

@@ -23,11 +23,57 @@ def test_tarfile_reads_what_we_write(datas: list[bytes]) -> None:
         assert [(m.name, tar.extractfile(m).read()) for m in tar] == members  # type: ignore[union-attr]
 
 
+@given(
+    st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=25),
+    st.binary(max_size=2000),
+)
+def test_a_member_is_what_tarfile_writes_without_time_and_owner(name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode = len(data), 0o644
+    expected = info.tobuf(tarfile.USTAR_FORMAT) + data + b"\0" * (-len(data) % 512)
+    # Versions of tarfile differ in whether no device is zeros or nothing.
+    device, checksum = slice(329, 345), slice(148, 156)
+    same = bytearray(tars.member(name, data))
+    assert same[device].strip(b"0\0") == expected[device].strip(b"0\0") == b""
+    if same[device] == expected[device]:
+        assert bytes(same) == expected
+    same[device], same[checksum] = expected[device], expected[checksum]
+    assert bytes(same) == expected
+
+
 def test_offsets_point_at_the_data() -> None:
     data = tar_of([("a.txt", b"one"), ("b.txt", b"x" * 513), ("c.txt", b"")])
     found = list(tars.walk(io.BytesIO(data), "t.tar"))
     assert [m.name for m in found] == ["a.txt", "b.txt", "c.txt"]
     assert all(data[m.offset : m.offset + m.size] == m.data for m in found)
+
+
+@given(st.lists(st.binary(max_size=1500), max_size=5))
+def test_places_are_where_walk_finds_the_data(datas: list[bytes]) -> None:
+    data = tar_of([(f"{n:032x}.jpg", data) for n, data in enumerate(datas)])
+    found = [(m.name, m.offset, m.size) for m in tars.walk(io.BytesIO(data), "t.tar")]
+    assert list(tars.places(io.BytesIO(data), "t.tar")) == found
+
+
+def test_places_name_damage_as_walk_does() -> None:
+    data = bytearray(tar_of([("a.jpg", b"x" * 700), ("b.jpg", b"y" * 700)]))
+    for cut in (600, 1000, 1600, 2500, len(data) - 1024):
+        for reader in (tars.places, tars.walk):
+            with pytest.raises(tars.TarDamage, match="at byte"):
+                list(reader(io.BytesIO(data[:cut]), "t.tar"))
+    data[1536 + 2] ^= 1
+    with pytest.raises(tars.TarDamage, match="bad header at byte 1536"):
+        list(tars.places(io.BytesIO(data), "t.tar"))
+
+
+def test_places_are_of_our_own_tars_only() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("folder")
+        info.type = tarfile.DIRTYPE
+        tar.addfile(info)
+    with pytest.raises(tars.TarDamage, match="a member of type b'5'"):
+        list(tars.places(buffer, "t.tar"))
 
 
 @pytest.mark.parametrize("style", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT])

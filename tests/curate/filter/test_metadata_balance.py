@@ -485,3 +485,51 @@ def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: 
 def test_options_that_work_are_taken(stage: MetadataBalance) -> None:
     stage.check()
     assert stage.reads() == (("entries", "language") if stage.by else ("entries",))
+
+
+def test_oversample_multiplies_keep_exactly() -> None:
+    assert MetadataBalance(keep=100, oversample=1.1).wanted() == 110
+    assert MetadataBalance(keep=3, oversample=1.5).wanted() == 5
+    assert MetadataBalance(keep=7).wanted() == 7
+    assert MetadataBalance(t=7).wanted() is None
+    parts = cut(part_of(zipf_entries(6_000)), 3)
+    more = MetadataBalance(keep=1_000, oversample=1.5)
+    plain = MetadataBalance(keep=1_500)
+    assert reasons(more, parts) == reasons(plain, parts)
+
+
+def test_a_larger_allowance_keeps_what_a_smaller_one_keeps() -> None:
+    part = part_of(zipf_entries(3_000))
+    kept = [
+        {n for n, reason in enumerate(reasons(MetadataBalance(keep=300, oversample=f), [part])) if not reason}
+        for f in (1.0, 1.0001, 1.4, 3.0)
+    ]  # fmt: skip
+    assert kept[0] <= kept[1] <= kept[2] <= kept[3]
+    assert len(kept[0]) < len(kept[2]) < len(kept[3])
+
+
+def test_what_was_observed_becomes_a_factor() -> None:
+    stage = MetadataBalance(keep=300, oversample="observed")
+    assert stage.rows_wanted() == 300
+    assert stage.after_losses(1.0) == MetadataBalance(keep=300)
+    assert stage.after_losses(0.7).oversample == 1.428572
+    assert stage.after_losses(0.7).wanted() == 429
+    assert MetadataBalance(keep=300, oversample=2).rows_wanted() is None
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep": 5, "oversample": 0.9}, r"oversample = 0.9. hint: 1 or more"),
+        ({"keep": 5, "oversample": math.inf}, "1 or more"),
+        ({"keep": 5, "oversample": math.nan}, "1 or more"),
+        ({"keep": 5, "oversample": "seen"}, '"observed"'),
+        ({"t": 5, "oversample": 1.2}, "no keep"),
+        ({"tail_share": 0.1, "oversample": "observed"}, "no keep"),
+        ({"keep": 5, "oversample": 1.2, "by": "language"}, 'by = "language"'),
+        ({"keep": 1 << 61, "oversample": 3.0}, "more rows than any pool has"),
+    ],
+)
+def test_an_allowance_that_means_nothing_is_refused(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        MetadataBalance(**options).check()

@@ -40,7 +40,13 @@ def write(folder: Path, samples: pa.Table, rows_per_part: int, stage: Write) -> 
     histogram: Counter[int] = Counter()
     for number, start in enumerate(range(0, len(samples), rows_per_part)):
         paths = (str(folder / f"b{number}"), str(folder / f"i{number}"))
-        histogram.update(stage.pack(samples.slice(start, rows_per_part), *paths))
+        part = samples.slice(start, rows_per_part)
+        pictures = dict(zip(part["uid"].to_pylist(), part["image"].to_pylist(), strict=True))
+
+        def of(uids: list[str], held: dict[str, bytes] = pictures) -> list[bytes | None]:
+            return [held[uid] for uid in uids]
+
+        histogram.update(stage.pack(part.drop_columns(["image"]), of, *paths))
         packed.append(paths)
     written = []
     for number, piece in enumerate(stage.slices(histogram)):

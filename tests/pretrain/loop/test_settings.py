@@ -12,10 +12,6 @@ GOOD = TrainSettings(
 )
 
 
-def test_defaults_pass():
-    check(GOOD)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
