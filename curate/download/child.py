@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import mmap
 import os
+import re
 import select
 import signal
 import subprocess
@@ -15,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from curate.download.decoder import ANSWER, REQUEST, SHARED_BYTES
+from curate.download.decoder import ANSWER, NO_HASH, REQUEST, SHARED_BYTES
 from curate.download.outcomes import KINDS, Outcome
 
 _ROOT = str(Path(__file__).resolve().parent.parent.parent)
@@ -29,6 +31,13 @@ _PIPE_BYTES = 1 << 20  # a body goes over in one piece, so neither side waits fo
 _READ_BYTES = 1 << 18
 _MOST_WORDS_BYTES = 1 << 24
 _MOST_IMAGE_BYTES = 1 << 30
+_MOST_NUMBER = (1 << 31) - 1  # of the columns of whole numbers
+_MOST_CPU_S = 1e6
+# What a start of Python and of its libraries may need; no credentials, no proxies.
+_INHERITED = (
+    "PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "PYTHONPATH", "PYTHONHOME", "PYTHONUTF8",
+    "PYTHONDONTWRITEBYTECODE", "PYTHONPYCACHEPREFIX", "LANG", "LC_ALL", "LC_CTYPE", "TMPDIR",
+)  # fmt: skip
 # Picture buffers stay in the heap: mapping and zeroing fresh pages is a tenth of a full decode.
 _ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
@@ -38,48 +47,67 @@ _ENVIRONMENT = {
     "MALLOC_TRIM_THRESHOLD_": str(32 << 20),
 }
 _OUT_OF_FORM = "the decoder answered out of form"
+# What a child may say of a picture. A host or a URL is not its business.
+_KINDS = {"hash"} | {kind for kind in KINDS if Outcome(kind=kind).status == "failed_to_resize"}
+_SURROGATE = re.compile("[\ud800-\udfff]")  # half a pair, which no column takes
+_PASSING = frozenset({errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE})
 _TYPES: dict[str, type] = {
     "kind": str, "error_message": str, "sha256": str, "exif": str, "wire_bytes": int,
     "width": int, "height": int, "original_width": int, "original_height": int,
 }  # fmt: skip
 
 
-def _shared_memory() -> int:
-    """A descriptor of memory for one body, -1 where the system has none: all goes by pipe there."""
+def _shared_memory() -> tuple[int, mmap.mmap | None]:
+    """Memory for one body and its descriptor; -1, None where the system has none: all goes by pipe there."""
     if not hasattr(os, "memfd_create"):
-        return -1
+        return -1, None
     memory = os.memfd_create("body")
-    os.ftruncate(memory, SHARED_BYTES)
-    return memory
+    try:
+        os.ftruncate(memory, SHARED_BYTES)
+        return memory, mmap.mmap(memory, SHARED_BYTES)
+    except BaseException:
+        os.close(memory)
+        raise
 
 
 class Died(Exception):
     """The child ended, or answered what no healthy child answers."""
 
 
+class Gone(Died):
+    """The child ended before it was asked: what it was to decode had no part in that."""
+
+
 class CannotStart(Exception):
-    """The child did not come up."""
+    """The child did not come up. ``passing``: for want of something that may be there in a moment."""
+
+    def __init__(self, words: str, passing: bool = False) -> None:
+        super().__init__(words)
+        self.passing = passing
 
 
 class Child:
     """A process of `decoder`, in a session of its own, so that Ctrl-C is the parent's to handle."""
 
     def __init__(self, argument: str) -> None:
-        memory = _shared_memory()
+        memory, self._shared = -1, None
         try:
+            memory, self._shared = _shared_memory()
             self._process = subprocess.Popen(
                 [sys.executable or "python3", "-c", _CODE, argument, str(memory)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
-                env={**os.environ, **_ENVIRONMENT},
+                env=_environment(),
                 bufsize=0,
                 pass_fds=[memory] if memory >= 0 else [],
                 start_new_session=True,
             )
-            self._shared = mmap.mmap(memory, SHARED_BYTES) if memory >= 0 else None
-        except OSError as fault:
-            raise CannotStart(f"no process to decode in: {fault}") from fault
+        except (OSError, MemoryError, ValueError) as fault:
+            if self._shared is not None:
+                self._shared.close()
+            passing = isinstance(fault, MemoryError) or getattr(fault, "errno", 0) in _PASSING
+            raise CannotStart(f"no process to decode in: {fault}", passing) from fault
         finally:
             if memory >= 0:
                 os.close(memory)
@@ -88,6 +116,7 @@ class Child:
         self._requests = self._process.stdin.fileno()
         self._answers = self._process.stdout.fileno()
         self._started_s = time.monotonic()
+        self._start_cpu_s = 0.0
         self._up = False
         self._buffer = memoryview(bytearray(_READ_BYTES))
         self._poll = select.poll()
@@ -101,41 +130,50 @@ class Child:
     def pid(self) -> int:
         return self._process.pid
 
+    def is_alive(self) -> bool:
+        """Whether it runs, and is to be asked again."""
+        return self.well and self._process.poll() is None
+
     def ask(
         self, body: bytes, expected_hash: str | None, timeout_s: float
     ) -> tuple[Outcome, list[float]]:
         """The outcome of ``body``; CPU seconds: decode, resize, encode, and of all that the child did.
 
-        After TimeoutError, Died or CannotStart the child is no longer ``well``.
+        After TimeoutError, Died, Gone or CannotStart the child is no longer ``well``.
         """
         try:
-            start_cpu_s = 0.0 if self._up else self._wait_until_up()
+            self.wait_until_up()
             deadline_s = time.monotonic() + timeout_s
             expected = (expected_hash or "").encode()
-            lengths = REQUEST.pack(len(expected), len(body))
+            hash_length = NO_HASH if expected_hash is None else len(expected)
+            lengths = REQUEST.pack(hash_length, len(body))
             if self._shared is not None and len(body) <= SHARED_BYTES:
                 self._shared[: len(body)] = body
                 body = b""
             self._send(lengths + expected, body, deadline_s)
             words, image = self._receive(deadline_s)
             cpu_s = _seconds(words.pop("cpu_s", None))
-            cpu_s[3] += start_cpu_s
+            cpu_s[3] += self._start_cpu_s
+            self._start_cpu_s = 0.0
             return _outcome(words, image), cpu_s
         except BaseException:
             self.well = False
             raise
 
-    def _wait_until_up(self) -> float:
-        """CPU seconds of the start. Raises CannotStart with the last words of the child."""
+    def wait_until_up(self) -> None:
+        """Return once the child is ready to be asked. Raises CannotStart with its last words."""
+        if self._up:
+            return
         try:
             words, _ = self._receive(self._started_s + _START_S)
+            self._start_cpu_s = _seconds(words.get("cpu_s"))[3]
         except (Died, TimeoutError) as fault:
+            self.well = False
             last = self._last_words()
             raise CannotStart(
                 f"the decoding process did not start: {last or fault}. hint: try `{sys.executable} -c 'import cv2, numpy'`"
             ) from fault
         self._up = True
-        return _seconds(words.get("cpu_s"))[3]
 
     def _last_words(self) -> str:
         assert self._process.stderr
@@ -153,7 +191,7 @@ class Child:
                 self._wait(self._requests, select.POLLOUT, deadline_s)
                 continue
             except BrokenPipeError:
-                raise Died(self._how_it_died()) from None
+                raise Gone(self._how_it_died()) from None
             pieces = _behind(pieces, sent)
 
     def _receive(self, deadline_s: float) -> tuple[dict[str, Any], bytes]:
@@ -168,7 +206,7 @@ class Child:
         )
         try:
             found = json.loads(answer[ANSWER.size : image_at])
-        except ValueError as fault:
+        except (ValueError, RecursionError) as fault:
             raise Died(_OUT_OF_FORM) from fault
         if not isinstance(found, dict) or len(answer) > whole:
             raise Died(_OUT_OF_FORM)
@@ -201,7 +239,7 @@ class Child:
         except subprocess.TimeoutExpired:
             return "the decoding process closed its pipe"
         if code < 0:
-            return f"the decoding process died of {signal.Signals(-code).name}"
+            return f"the decoding process died of {_signal_name(-code)}"
         return f"the decoding process ended with code {code}"
 
     def kill(self) -> None:
@@ -234,11 +272,33 @@ def _behind(pieces: list[memoryview], sent: int) -> list[memoryview]:
     return [piece for piece in left if piece]
 
 
+def _environment() -> dict[str, str]:
+    inherited = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+    return {**inherited, **_ENVIRONMENT}
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
+
+
+def _is_in_form(value: object, kind: type) -> bool:
+    """Of its type, a number that a column holds, a text that is one."""
+    if type(value) is not kind:
+        return False
+    if isinstance(value, int):
+        return 0 <= value <= _MOST_NUMBER
+    return not _SURROGATE.search(str(value))
+
+
 def _seconds(found: object) -> list[float]:
     if (
         isinstance(found, list)
         and len(found) == 4
         and all(isinstance(second, int | float) for second in found)
+        and all(0 <= second <= _MOST_CPU_S for second in found)
     ):
         return [float(second) for second in found]
     raise Died(_OUT_OF_FORM)
@@ -246,11 +306,11 @@ def _seconds(found: object) -> list[float]:
 
 def _outcome(words: dict[str, Any], image: bytes) -> Outcome:
     """The answer as an Outcome, every field of the type it should have: a child may be taken over."""
-    if set(words) != set(_TYPES) or any(
-        value is not None and type(value) is not _TYPES[name] for name, value in words.items()
+    if set(words) != set(_TYPES) or not all(
+        value is None or _is_in_form(value, _TYPES[name]) for name, value in words.items()
     ):
         raise Died(_OUT_OF_FORM)
     kind = words["kind"]
-    if (kind is None) != bool(image) or (kind is not None and kind not in KINDS):
+    if (kind is None) != bool(image) or (kind is not None and kind not in _KINDS):
         raise Died(_OUT_OF_FORM)
     return Outcome(image=image or None, **words)

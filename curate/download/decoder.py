@@ -1,9 +1,10 @@
 """The child process that decodes: bodies come in on a pipe, outcomes go out, and it may die.
 
-It runs what strangers wrote (image decoders on hostile bytes), so it holds nothing else: no files, no
-network, a limit on memory, and its answers are plain structures that the parent reads as data.
+Image decoders meet hostile bytes here, so little else is here: no open files or sockets of the parent,
+a short list of its environment without credentials, a limit on memory; the parent reads its answers as
+data. It is no sandbox: it runs as the same user, and could open files and connections of its own.
 
-A request is `REQUEST` (lengths of the expected hash and of the body), then both; a body of up to
+A request is `REQUEST` (lengths of the expected hash, -1 for none, and of the body), then both; a body of up to
 `SHARED_BYTES` comes in shared memory instead, which saves four copies. An answer is `ANSWER`
 (lengths), then JSON and the encoded picture. The first answer comes unasked: it says that the child is
 up. The descriptors of the two pipes are private; 0, 1 and 2 are the null device, whatever a library prints.
@@ -24,7 +25,8 @@ import time
 from curate.download.outcomes import Outcome
 from curate.download.pictures import PictureOptions, Spent, measured
 
-REQUEST = struct.Struct("<II")
+REQUEST = struct.Struct("<iI")
+NO_HASH = -1
 ANSWER = struct.Struct("<II")
 SHARED_BYTES = 4 << 20  # nearly all bodies
 _READ_BYTES = 1 << 20
@@ -83,17 +85,20 @@ def _serve(requests: int, answers: int, shared: mmap.mmap | None, options: Pictu
             return
         expected_hash, body = request
         spent = Spent()
-        found = measured(body, options, expected_hash or None, spent)
+        found = measured(body, options, expected_hash, spent)
         answer = {name: getattr(found, name) for name in _FIELDS}
         image = found.image or b""
 
 
-def _request(pipe: int, shared: mmap.mmap | None, buffer: memoryview) -> tuple[str, bytes] | None:
-    """The expected hash and the body, None at the end of the pipe."""
+def _request(
+    pipe: int, shared: mmap.mmap | None, buffer: memoryview
+) -> tuple[str | None, bytes] | None:
+    """The expected hash, if any, and the body; None at the end of the pipe."""
     start = _read(pipe, REQUEST.size, buffer)
     if start is None:
         return None
     hash_length, body_length = REQUEST.unpack_from(start)
+    has_hash, hash_length = hash_length != NO_HASH, max(0, hash_length)
     in_memory = shared is not None and body_length <= SHARED_BYTES
     whole = REQUEST.size + hash_length + (0 if in_memory else body_length)
     rest = _read(pipe, whole - len(start), buffer)
@@ -102,7 +107,7 @@ def _request(pipe: int, shared: mmap.mmap | None, buffer: memoryview) -> tuple[s
     request = start + rest if rest else start
     body_at = REQUEST.size + hash_length
     body = shared[:body_length] if shared is not None and in_memory else request[body_at:]
-    return request[REQUEST.size : body_at].decode(), body
+    return request[REQUEST.size : body_at].decode() if has_hash else None, body
 
 
 def _read(pipe: int, length: int, buffer: memoryview) -> bytes | None:

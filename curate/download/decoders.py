@@ -1,8 +1,8 @@
 """Pictures decoded in child processes: one that hangs is killed, one that dies loses one picture.
 
 Each child has a thread here that hands it one body at a time and waits for the answer (see `child`).
-Children start when there is work and end when there is none for some seconds; when this process dies,
-their pipe ends and they with it.
+Children start when work is there or announced and end when there is none for some seconds; when this
+process dies, their pipe ends and they with it. One that died while it had nothing to do costs nothing.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from curate.download.child import CannotStart, Child, Died
+from curate.download.child import CannotStart, Child, Died, Gone
 from curate.download.outcomes import Outcome
 from curate.download.pictures import PictureOptions
 
 _IDLE_S = 10.0
+_PAUSES_S = (0.1, 0.5, 2.0, 5.0)  # before another attempt to start a child
 _COSTS = ("decode_cpu_s", "resize_cpu_s", "encode_cpu_s", "decoder_cpu_s")
 _log = logging.getLogger(__name__)
 
@@ -28,6 +29,7 @@ _log = logging.getLogger(__name__)
 class Decoders:
     """Up to ``processes`` children. ``done(key, outcome)`` is called once per key, on a child's thread.
 
+    ``failed(fault)`` is called where no child can be started at all; keys are answered nevertheless.
     ``timeout_s`` is for one picture. ``memory_bytes`` is the address space of one child, of which its
     libraries take 300 MB (60 MB of them resident); 1.25 GiB let a plain picture of 100 megapixels in.
     """
@@ -40,6 +42,7 @@ class Decoders:
         timeout_s: float,
         memory_bytes: int,
         done: Callable[[Any, Outcome], None],
+        failed: Callable[[Exception], None] | None = None,
     ) -> None:
         self._argument = json.dumps(
             {"options": dataclasses.asdict(options), "memory_bytes": memory_bytes}
@@ -47,6 +50,8 @@ class Decoders:
         self._processes = max(1, processes)
         self._timeout_s = timeout_s
         self._done = done
+        self._failed = failed
+        self._came_up = False  # any child, ever
         self._work: deque[tuple[Any, bytes, str | None]] = deque()
         self._changed = threading.Condition()
         self._threads: set[threading.Thread] = set()
@@ -64,9 +69,24 @@ class Decoders:
             if len(self._work) <= self._idle or len(self._threads) >= self._processes:
                 self._changed.notify()
                 return
-            thread = threading.Thread(target=self._run, name="decoder", daemon=True)
-            self._threads.add(thread)
-        thread.start()
+            self._start_thread()
+
+    def warm(self, count: int) -> None:
+        """Start up to ``count`` children where there are none, so that the first bodies need not wait."""
+        with self._changed:
+            if not self._closed and not self._threads:
+                for _ in range(min(count, self._processes)):
+                    self._start_thread()
+
+    def _start_thread(self) -> None:
+        thread = threading.Thread(target=self._run, name="decoder", daemon=True)
+        self._threads.add(thread)
+        try:
+            thread.start()
+        except RuntimeError:  # no more threads for this user
+            self._threads.discard(thread)
+            if not self._threads:
+                raise
 
     def costs(self) -> dict[str, float]:
         """CPU seconds since the last call by kind of work, ``decoder_cpu_s`` of all, and ``pictures``."""
@@ -88,38 +108,85 @@ class Decoders:
                 thread.join()
 
     def _run(self) -> None:
-        child: Child | None = None
+        child = self._ready(None)  # before there is work, as it takes a moment
         while (work := self._next()) is not None:
             key, body, expected_hash = work
             found = None
-            try:
-                child = child or self._born()
-                found, cpu_s = child.ask(body, expected_hash, self._timeout_s)
-                self._count(cpu_s)
-            except TimeoutError:
-                found = _lost("decode.timeout", f"not decoded within {self._timeout_s:g} s", body)
-            except CannotStart as fault:
-                found = _lost("other", str(fault), body)
-            except Died as fault:
-                found = _lost("decode.crashed", str(fault), body)
+            for _ in range(2):  # a second time where the child was gone before it was asked
+                if found is None and (child := self._ready(child)) is not None:
+                    found = self._found(child, body, expected_hash)
             if child is not None and not child.well:
                 self._bury(child)
                 child = None
             if not self._closed:
-                self._answer(key, found)
+                self._answer(key, found or _lost("decode.crashed", "no process to decode in", body))
         if child is not None:
             self._bury(child)
 
+    def _found(self, child: Child, body: bytes, expected_hash: str | None) -> Outcome | None:
+        """What becomes of a body, whatever goes wrong; None where the child had gone before."""
+        try:
+            found, cpu_s = child.ask(body, expected_hash, self._timeout_s)
+            self._count(cpu_s)
+            return found
+        except TimeoutError:
+            return _lost("decode.timeout", f"not decoded within {self._timeout_s:g} s", body)
+        except Gone:
+            return None
+        except Died as fault:
+            return _lost("decode.crashed", str(fault), body)
+        except Exception as fault:
+            _log.exception("a decoding process could not be asked")
+            child.well = False
+            return _lost("decode.crashed", f"{type(fault).__name__}: {fault}", body)
+
+    def _ready(self, child: Child | None) -> Child | None:
+        """This child, or another in its place; None where none can be started, which is then told."""
+        if child is not None:
+            if child.is_alive():
+                return child
+            self._bury(child)
+        for pause_s in (*_PAUSES_S, None):
+            if self._closed:
+                return None
+            try:
+                return self._born()
+            except Exception as fault:
+                passing = isinstance(fault, CannotStart) and (fault.passing or self._came_up)
+                if pause_s is None or not passing:
+                    self._tell(fault)
+                    return None
+            with self._changed:
+                self._changed.wait_for(lambda: self._closed, pause_s)
+        return None
+
+    def _tell(self, fault: Exception) -> None:
+        if self._closed:
+            return
+        _log.warning("no process to decode in: %s", fault)
+        if self._failed is not None:
+            self._failed(fault)
+
     def _born(self) -> Child:
+        """A child that is up. Raises CannotStart."""
         child = Child(self._argument)
         with self._changed:
             self._children.add(child)
             if self._closed:
                 child.kill()
+        try:
+            child.wait_until_up()
+        except BaseException:
+            self._bury(child)
+            raise
+        self._came_up = True
         return child
 
     def _bury(self, child: Child) -> None:
-        child.end()
+        try:
+            child.end()
+        except Exception:
+            _log.exception("a decoding process could not be ended")
         with self._changed:
             self._children.discard(child)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from curate.download.guard import Policy, Target
+from curate.download.health import Healths
 from curate.download.names import Names
 from curate.download.outcomes import Refused
-from curate.download.pace import Crowd, Healths, Hosts
+from curate.download.pace import Crowd, Hosts
 from curate.download.robots import Robots
 
 if TYPE_CHECKING:
     from curate.download.transfer import Transfer
 
+MOST_BODIES = 64 + (os.cpu_count() or 1)
 COSTS = ("fetch_cpu_s", "requests", "connections", "tls_handshakes", "tls_wall_s", "wire_bytes")
 
 
@@ -38,6 +41,7 @@ class Job:
         default_factory=list
     )  # of the host of ``target``; empty: it is one
     asked_s: float = 0.0  # when the addresses were asked for
+    shortages: int = 0  # times it could not be tried for want of files of ours
 
     def __post_init__(self) -> None:
         self.target = self.first
@@ -49,14 +53,22 @@ class Memory:
     With the slack of one whole body it can always end once what was handed out has been released.
     """
 
-    def __init__(self, budget_bytes: int, slack_bytes: int) -> None:
+    def __init__(self, budget_bytes: int, slack_bytes: int, most_bodies: int = MOST_BODIES) -> None:
         self.budget_bytes = budget_bytes
         self.slack_bytes = slack_bytes
+        self.most_bodies = max(1, most_bodies)
+        self.handed_out = 0  # bodies
         self.in_flight_bytes = 0
         self.handed_out_bytes = 0
         self.peak_bytes = 0
         self.first: Transfer | None = None
         self.paused: set[Transfer] = set()
+        self.draining: deque[tuple[Transfer, int]] = deque()  # with its run; see `Transfer`
+
+    @property
+    def is_full_hands(self) -> bool:
+        """Whether the consumer holds as many bodies as it may."""
+        return self.handed_out >= self.most_bodies
 
     @property
     def room_bytes(self) -> int:
@@ -77,8 +89,14 @@ class Memory:
 
     def hand_out(self, size_bytes: int) -> None:
         """Count a body that the consumer holds now."""
+        self.handed_out += 1
         self.handed_out_bytes += size_bytes
         self.peak_bytes = max(self.peak_bytes, self.in_flight_bytes + self.handed_out_bytes)
+
+    def give_back(self, size_bytes: int) -> None:
+        """The consumer is done with a body."""
+        self.handed_out -= 1
+        self.handed_out_bytes -= size_bytes
 
 
 class Desk:
@@ -91,11 +109,12 @@ class Desk:
         memory_bytes: int,
         deliver: Callable[[Any, bytes | Refused], None],
         wake: Callable[[], None],
+        most_bodies: int = MOST_BODIES,
     ) -> None:
         self.policy = policy
         self.most_requests = max(1, most_requests)
         self.deliver = deliver
-        self.memory = Memory(memory_bytes, policy.max_bytes)
+        self.memory = Memory(memory_bytes, policy.max_bytes, most_bodies)
         self.crowd = Crowd(most_requests)
         self.hosts = Hosts(policy.requests_per_host, policy.requests_per_s_per_host)
         self.healths = Healths()

@@ -6,8 +6,8 @@ hangs holds nobody but itself: what comes in the meantime waits here. Fetching (
 
 * a job is one (URL, expected hash); rows with an equal one share it, and jobs of one URL share its GET;
 * bodies not decoded yet hold at most half of ``memory_bytes`` (the fetcher sees to that), pictures not
-  collected yet the other half: beyond it nothing is begun but what ``collect`` waits for, and a picture
-  that the journal has is dropped from memory and read back when it is asked for;
+  collected yet the other half: beyond it nothing is begun but what ``collect`` waits for, and pictures wait
+  in the journal, or, where it can't be read back at once (behind fsspec), bodies wait undecoded;
 * what was finished is noted in the journal of the row's part before anybody sees it.
 """
 
@@ -19,6 +19,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 
+from curate.download import job as books
 from curate.download.decoders import Decoders
 from curate.download.fetcher import Body, Fetcher
 from curate.download.guard import Policy, clean_url
@@ -33,14 +34,16 @@ FEW_WAITING = 512  # expected and not begun: fewer, and more may be expected
 DECODER_BYTES = 1536 << 20  # address space of one decoding process
 _FIRST_GUESS_BYTES = 128 << 10  # of a picture, before any came
 _MOST_KNOWN = 4 * WINDOW_JOBS  # rows expected and not collected, those that a journal has included
+_STARVED_S = (
+    0.1  # a wait with bodies held back: then one of them gives its room to what is waited for
+)
 _GUESS_OVER = 64  # outcomes that the guess of a picture's size is an average of
 
 
 class Engine:
     """One worker's downloads. ``wire_bytes``: length of each body of the last ``collect``, None where none came.
 
-    Raises StageError where fetching or decoding can't work at all. Thread-safe; it has no thread of its
-    own, and those of the fetcher and the decoders end when nothing is asked of them.
+    Raises StageError where fetching or decoding can't work at all. Thread-safe; has no thread of its own.
     """
 
     def __init__(
@@ -62,7 +65,8 @@ class Engine:
         self._parts: dict[str, Part] = {}  # in the order they were expected
         self._given: dict[Key, Row] = {}  # of the last collect, should they be asked for again
         self._awaited: list[set[Job]] = []
-        self._unfinished = 0  # jobs begun, without outcome
+        self._held_back: dict[Job, tuple[Handed, bytes]] = {}  # fetched, and not to be decoded yet
+        self._decoding = self._unfinished = 0  # jobs being decoded; begun and without outcome
         self._finished = 0  # jobs fetched, not collected
         self._held_bytes = 0
         self._most_held_bytes = memory_bytes // 2
@@ -81,6 +85,7 @@ class Engine:
             timeout_s=decode_timeout_s,
             memory_bytes=DECODER_BYTES,
             done=self._on_decoded,
+            failed=self._on_failed,
         )
 
     def expect(
@@ -95,8 +100,7 @@ class Engine:
         Rows that the journal in ``notes`` has are not fetched again; "" stands for no journal.
         """
         keys: list[Key] = list(zip(uids, urls, hashes, strict=True))
-        with self._lock:
-            is_known = all(key in self._rows for key in keys)
+        is_known = all(key in self._rows for key in keys)
         noted = Journal(notes).read() if notes and not is_known else {}
         with self._lock:
             part = self._parts.get(notes)
@@ -108,6 +112,7 @@ class Engine:
             if part is not None and part.uncollected == 0:
                 self._end_part(part)
             self._top_up()
+            self._decoders.warm(self._unfinished)
 
     def wants_more(self) -> bool:
         """Whether yet more rows may be expected: there is room, and few of the expected ones wait."""
@@ -150,9 +155,11 @@ class Engine:
         return {**self._fetcher.costs(), **self._decoders.costs()}
 
     def close(self) -> None:
-        """End threads and children now. Rows that wait are lost; what was noted stays."""
+        """End threads and children now. Whoever collects gets a StageError; what was noted stays."""
         with self._lock:
             self._closed = True
+            self._fault = self._fault or StageError(books.CLOSED)
+            self._lock.notify_all()
         self._fetcher.close()
         self._decoders.close()
         with self._lock:
@@ -173,7 +180,10 @@ class Engine:
             elif jobs:
                 body = Handed(len(got.data), len(jobs))
                 for job in jobs:
-                    self._decoders.submit((job, body), got.data, job.expected_hash)
+                    self._held_back[job] = body, got.data
+                    if any(job in waited for waited in self._awaited) or books.waits_on_disk(job):
+                        self._decode(job)
+                self._decode_more()
             else:
                 self._fetcher.release(len(got.data))
             self._top_up()
@@ -183,15 +193,20 @@ class Engine:
         with self._guarded() as usable:
             if not usable:
                 return
-            if outcome.kind == "other":  # no decoder could be started
-                raise RuntimeError(outcome.error_message)
+            self._decoding -= 1
             body.jobs -= 1
             if body.jobs == 0:
                 self._fetcher.release(body.size_bytes)
             if outcome.wire_bytes is None:
                 outcome = replace(outcome, wire_bytes=body.size_bytes)
             self._finish(job, outcome)
+            self._decode_more()
             self._top_up()
+
+    def _on_failed(self, fault: Exception) -> None:
+        with self._guarded() as usable:
+            if usable:
+                raise fault
 
     @contextmanager
     def _guarded(self) -> Iterator[bool]:
@@ -259,6 +274,20 @@ class Engine:
         self._unfinished -= job.begun and job.outcome is None
         return False
 
+    def _decode(self, job: Job) -> None:
+        body, data = self._held_back.pop(job)
+        self._decoding += 1
+        self._decoders.submit((job, body), data, job.expected_hash)
+
+    def _decode_more(self, at_least: int = 0) -> None:
+        """Decode what was held back, as far as there is room for pictures."""
+        while self._held_back:
+            coming_bytes = self._decoding * self._guess_bytes
+            if at_least <= 0 and self._held_bytes + coming_bytes > self._most_held_bytes:
+                return
+            self._decode(next(iter(self._held_back)))
+            at_least -= 1
+
     def _finish(self, job: Job, outcome: Outcome) -> None:
         size = len(outcome.image or b"")
         self._guess_bytes += (size - self._guess_bytes) / _GUESS_OVER
@@ -280,8 +309,8 @@ class Engine:
                 self._held_bytes += size
         for jobs in awaited:
             jobs.discard(job)
-            if not jobs:
-                self._lock.notify_all()
+        if not all(awaited):
+            self._lock.notify_all()
 
     def _wait_for(self, rows: list[Row]) -> None:
         """Until all have an outcome. What isn't begun is begun, room or not: so this always ends."""
@@ -291,14 +320,17 @@ class Engine:
                 if not row.job.begun:
                     self._begin(row.job)
             self._awaited.append(jobs)
+            for job in jobs & self._held_back.keys():
+                self._decode(job)
             while jobs and self._fault is None:
-                self._lock.wait()
+                if not self._lock.wait(_STARVED_S if self._held_back else None):
+                    self._decode_more(at_least=1)
         except Exception as fault:
-            raise _unusable(fault) from fault
+            raise books.unusable(fault) from fault
         finally:
             self._awaited = [others for others in self._awaited if others is not jobs]
         if self._fault is not None:
-            raise _unusable(self._fault) from self._fault
+            raise books.unusable(self._fault) from self._fault
 
     def _read_back(self, rows: list[Row]) -> list[Outcome]:
         """The outcomes with their pictures; shorter where a journal lost one, which is then begun anew."""
@@ -325,6 +357,7 @@ class Engine:
             self._held_bytes -= job.held_bytes
             self._finished -= job.fetched
             job.held_bytes, job.fetched = 0, False
+            self._decode_more()
         if part is not None:
             part.uncollected -= 1
             if part.uncollected == 0:
@@ -365,11 +398,3 @@ class Engine:
             for row in list(part.rows.values()):
                 if not row.collected and not row.asked_by:
                     self._drop(row)
-
-
-def _unusable(fault: BaseException) -> StageError:
-    if isinstance(fault, StageError):
-        return fault
-    words = f"download.fetch can't go on: {type(fault).__name__}: {fault}"
-    missing = ". hint: if a package is missing, pip install 'clip-pipe[curate]'"
-    return StageError(words if "hint: " in words else words + missing)

@@ -26,31 +26,22 @@ from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 import pyarrow as pa
 
 from curate.contract.columns import field
+from curate.download.opt_out import meant
 from curate.download.outcomes import KINDS, Outcome, is_transient
+from curate.download.resize import INTERPOLATIONS, MODES
 from curate.stage import KEEP, REASON, RowStage, StageError, decision, error, tuning_option
 
 if TYPE_CHECKING:
     from curate.download.guard import Policy
     from curate.download.pictures import PictureOptions
 
-_RESIZE_MODES = ("no", "keep_ratio", "center_crop", "border", "keep_ratio_largest")
-_INTERPOLATIONS = (
-    "nearest",
-    "linear",
-    "bilinear",
-    "cubic",
-    "bicubic",
-    "area",
-    "lanczos",
-    "lanczos4",
-)
 _QUALITY = {"jpg": (0, 100), "webp": (0, 100), "png": (0, 9)}
 _HASHES = ("md5", "sha256", "sha512")
 _CHOICES: Mapping[str, tuple[str, ...]] = {
     "engine": ("clip-pipe", "img2dataset"),
-    "resize_mode": _RESIZE_MODES,
-    "upscale_interpolation": _INTERPOLATIONS,
-    "downscale_interpolation": _INTERPOLATIONS,
+    "resize_mode": MODES,
+    "upscale_interpolation": INTERPOLATIONS,
+    "downscale_interpolation": INTERPOLATIONS,
     "encode_format": tuple(_QUALITY),
     "quality": ("fast", "exact"),
 }
@@ -63,6 +54,7 @@ _AT_LEAST_ZERO = (
 )  # fmt: skip
 # What img2dataset has no notion of, so that nobody believes it was heeded.
 _OWN_ENGINE_ONLY = ("quality", "decode_processes", "decode_timeout")
+_AT_MOST = {"image_size": 10_000, "decode_processes": 256}
 _PILLOW_AREA_PX = 100_000_000  # curate.score.picture.MAX_AREA_PX
 _TOKEN = re.compile(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+")
 _IMG2DATASET_ROWS = 512
@@ -123,10 +115,11 @@ class Fetch(RowStage):
         encode_format: "jpg", "png" or "webp".
         encode_quality: 0 to 100; for png the compression, 0 to 9.
         skip_reencode: bytes that are already of the format, upright, clean and of the size stay as they are.
-        disable_all_reencoding: every clean picture stays as it came, whatever its size.
+        disable_all_reencoding: JPEG, PNG and WebP that are clean stay as they came, whatever their size; others
+            keep their size and are encoded anew, in `encode_format`.
         extract_exif: one more column, `exif`: the EXIF tags as a JSON object of text.
-        verify_hash: (column, "md5", "sha256" or "sha512"): other bytes are refused, also where it is null.
-        quality: "fast" decodes large JPEGs at reduced scale; "exact" gives img2dataset's pixels.
+        verify_hash: (column, "md5", "sha256" or "sha512"): other bytes are refused, also where it is null or blank.
+        quality: "fast" decodes large JPEGs at reduced scale and shrinks JPEGs quickly; "exact" gives img2dataset's pixels.
         engine: "clip-pipe", or "img2dataset" for its own code, slower, without look-ahead.
         timeout: s for one URL, from name to last byte, redirects included.
         first_byte_timeout: s until the answer begins.
@@ -229,6 +222,9 @@ class Fetch(RowStage):
         for name in _AT_LEAST_ZERO:
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}. hint: it must be 0 or more")
+        for name, most in _AT_MOST.items():
+            if getattr(self, name) > most:
+                raise ValueError(f"{name} is {getattr(self, name)}. hint: at most {most}")
         if self.max_image_area > _PILLOW_AREA_PX:
             raise ValueError(
                 f"max_image_area is {self.max_image_area}. hint: at most {_PILLOW_AREA_PX}, since one such picture takes 300 MB"
@@ -245,6 +241,12 @@ class Fetch(RowStage):
             if "/" in host or "*" in host or not host.strip():
                 raise ValueError(
                     f'allow_hosts has {host!r}. hint: write a host or host:port, such as "127.0.0.1:8000"'
+                )
+        for word in self.disallowed_header_directives:
+            known = meant(word.strip().lower())
+            if known is not None:
+                raise ValueError(
+                    f"disallowed_header_directives has {word!r}, which no site sends. hint: did you mean {known!r}?"
                 )
         if self.verify_hash and (len(self.verify_hash) != 2 or self.verify_hash[1] not in _HASHES):
             raise ValueError(
@@ -364,7 +366,7 @@ class Fetch(RowStage):
         return (
             uids,
             urls,
-            [_NO_HASH if value is None else value.strip().lower() for value in hashes],
+            [(value or "").strip().lower() or _NO_HASH for value in hashes],
         )
 
     def process(self, batch: pa.Table, state: _Engine) -> pa.Table:

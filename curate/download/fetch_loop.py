@@ -8,24 +8,27 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections import deque
 
 import pycurl
 
 from curate.contract.draw import draw
 from curate.download.desk import Desk, Job
-from curate.download.guard import Redirect, clean_url, inflated, next_target
-from curate.download.outcomes import Refused, is_transient
-from curate.download.robots import MAX_BYTES, Robots
-from curate.download.transfer import Transfer
+from curate.download.files import free_files
+from curate.download.guard import Redirect, clean_url, next_target
+from curate.download.health import MOST_WAIT_S
+from curate.download.outcomes import Refused, is_tried_at_once
+from curate.download.packed import Packed
+from curate.download.robots import MAX_BYTES, MOST_HOPS, Robots
+from curate.download.streams import Streams
+from curate.download.transfer import DRAINED_S, Transfer
 from curate.download.wire import Wire
 
-_MOST_WAIT_S = 30.0
 _BACKOFF_S = 0.5
 _TAKEN_AT_ONCE = 256
 _TYPICAL_BYTES = 256 << 10
 _LONGEST_TURN_S = 1.0
-_NOTHING_CAME = frozenset({"dns", "refused", "timeout.connect", "timeout.first_byte"})
+_MOST_SHORTAGES = 20
+_SHORTAGE_S = 0.5
 _OVERLOAD = frozenset({
     "timeout.connect", "timeout.first_byte", "timeout.total", "connection", "http.429", "http.503",
 })  # fmt: skip
@@ -39,13 +42,15 @@ class Loop:
         self._policy = desk.policy
         self._memory = desk.memory
         self._hosts = desk.hosts
-        self.wire = Wire(max(64, 2 * desk.most_requests))
+        files = free_files() // 2  # as many connections again may be kept open without use
+        desk.crowd.lower(files)
+        self.wire = Wire(min(files, max(64, 2 * desk.most_requests)))
         self._jobs: dict[int, Job] = {}
         self._seq = 0
         self._active: dict[Transfer, None] = {}  # in the order of their start
         self._spare: list[Transfer] = []
-        self._packed: deque[tuple[Job, bytes, str]] = deque()  # whole, waiting to be inflated
-        self._packed_tried_bytes = 0
+        self._packed = Packed(desk.memory)
+        self._streams = Streams()
         self._later: list[tuple[float, int, Job]] = []  # retries
         self._unnamed: dict[str, list[Job]] = {}  # started, by the name that is being looked up
         self._unnamed_jobs = 0
@@ -70,6 +75,10 @@ class Loop:
         now_s = time.monotonic()
         for curl, code, words in self.wire.finished():
             self._finish(curl.transfer, curl.transfer.result(code, words), now_s)
+        while self._memory.draining:
+            transfer, run = self._memory.draining.popleft()
+            if transfer in self._active and transfer.runs == run:
+                self._watch(transfer, now_s + DRAINED_S)
         self._look_at_deadlines(now_s)
         cpu_s = time.thread_time()
         self._desk.totals["fetch_cpu_s"] += cpu_s - self._cpu_s
@@ -88,12 +97,13 @@ class Loop:
         for transfer in self._active:
             self.wire.remove(transfer.curl)
             transfer.drop()
-        for _, raw, _ in self._packed:
-            self._memory.in_flight_bytes -= len(raw)
+        self._packed.forget()
+        self._memory.draining.clear()
         self.wire.close()
         for transfer in (*self._active, *self._spare):
             transfer.close()
-        self._memory.first = None
+        if self._memory.first in self._active:  # not another thread's by now
+            self._memory.first = None
 
     def _longest_wait_s(self, now_s: float) -> float:
         if self._desk.inbox or self._desk.closing:
@@ -114,7 +124,7 @@ class Loop:
         desk = self._desk
         if desk.released:
             while desk.released:
-                self._memory.handed_out_bytes -= desk.released.popleft()
+                self._memory.give_back(desk.released.popleft())
             self._room_changed(now_s)
         for name, found in desk.names.take(now_s):
             for job in self._unnamed.pop(name, ()):
@@ -180,7 +190,10 @@ class Loop:
 
     def _has_room(self) -> bool:
         """Whether the bodies of the running requests and one more will probably fit."""
-        if self._packed:
+        if self._packed.wants_room:
+            return False
+        whole = self._memory.handed_out + len(self._packed)
+        if whole + len(self._active) >= self._memory.most_bodies + self._desk.crowd.limit:
             return False
         if not self._active:
             return self._memory.room_bytes > 0
@@ -209,17 +222,24 @@ class Loop:
     def _begin_at(self, job: Job, addresses: list[str] | Refused, now_s: float) -> None:
         if isinstance(addresses, Refused):
             self._hosts.done(job.host, now_s)
-            self._learn_of_host(job, addresses, now_s)
+            self._learn_of_host(job, addresses, now_s, now_s)
             self._try_again_or_end(job, addresses, now_s)
             return
         job.addresses = addresses
         transfer = self._spare.pop() if self._spare else Transfer(self._policy, self._memory)
-        transfer.begin(job, now_s)
+        try:
+            fresh = self._streams.wants_fresh(job.host, self._active)
+            transfer.begin(job, now_s, fresh=fresh)
+            self.wire.add(transfer.curl)
+        except pycurl.error as fault:  # libcurl won't have it: that one job's end, not the thread's
+            transfer.close()
+            self._hosts.done(job.host, now_s)
+            self._end(job, Refused("bad_url", f"libcurl takes it not: {fault}"[:200]), now_s)
+            return
         if not self._active:
             self._memory.first = transfer
         self._active[transfer] = None
         self._desk.totals["requests"] += 1
-        self.wire.add(transfer.curl)
         self._watch(transfer, transfer.first_look_s(now_s))
 
     def _watch(self, transfer: Transfer, at_s: float) -> None:
@@ -232,54 +252,76 @@ class Loop:
             if transfer.runs != run or transfer not in self._active:
                 continue
             found = transfer.overdue(now_s)
-            if isinstance(found, Refused):
-                self._finish(transfer, found, now_s)
-            else:
+            if isinstance(found, float):
                 self._watch(transfer, found)
+            else:
+                self._finish(transfer, found, now_s)
 
     # What came of it
 
     def _finish(self, transfer: Transfer, result: bytes | Redirect | Refused, now_s: float) -> None:
-        job, coding = transfer.job, transfer.coding
+        if transfer not in self._active:
+            return
+        job, coding, began_s = transfer.job, transfer.coding, transfer.began_s
         transfer.count(self._desk.totals)
+        self._streams.ended(transfer, result, self._active, now_s)
         self.wire.remove(transfer.curl)
         del self._active[transfer]
         self._hosts.done(job.host, now_s)
         job.spent_s = transfer.spent_s(now_s)
         transfer.drop()
         self._spare.append(transfer)
+        if transfer.is_short_of_files:
+            self._put_off(job, now_s)
+            return
         overload = isinstance(result, Refused) and result.kind in _OVERLOAD
-        took_s = now_s - transfer.began_s - transfer.paused_s
+        took_s = now_s - began_s - transfer.paused_s
         self._desk.crowd.note(overload=overload, full=self._full, took_s=took_s, now_s=now_s)
-        self._learn_of_host(job, result, now_s)
+        self._learn_of_host(job, result, now_s, began_s)
         if isinstance(result, Redirect):
             self._follow(job, result, now_s)
         elif isinstance(result, Refused):
             self._try_again_or_end(job, result, now_s)
         else:
-            self._packed.append((job, result, coding))
-            self._memory.in_flight_bytes += len(result)
-            self._packed_tried_bytes = 0
+            self._packed.push(job, result, coding)
         self._room_changed(now_s)
 
-    def _learn_of_host(self, job: Job, result: bytes | Redirect | Refused, now_s: float) -> None:
+    def _put_off(self, job: Job, now_s: float) -> None:
+        """No file was left for a connection: fewer at once from now on, and this one a little later."""
+        self._desk.crowd.lower(len(self._active))
+        self._room_changed(now_s)
+        job.shortages += 1
+        if job.shortages > _MOST_SHORTAGES:
+            self._end(job, Refused("other", "too many open files on this machine"), now_s)
+            return
+        heapq.heappush(self._later, (now_s + _SHORTAGE_S, job.seq, job))
+
+    def _learn_of_host(
+        self, job: Job, result: bytes | Redirect | Refused, now_s: float, began_s: float
+    ) -> None:
         host = job.host
-        after_s = result.retry_after_s if isinstance(result, Refused) else None
-        if isinstance(result, Refused) and (after_s is not None or result.kind in _NOTHING_CAME):
-            if self._desk.healths.failed(host, now_s):
-                self._hosts.pause(host, now_s, now_s)
-                for waiting in self._hosts.drain(host, now_s):
-                    self._end(waiting, _host_down(waiting), now_s)
-        elif self._desk.healths.answered(host):
-            self._hosts.pause(host, now_s, now_s)
-        if after_s:
-            self._hosts.pause(host, now_s + min(after_s, _MOST_WAIT_S), now_s)
+        refusal = result if isinstance(result, Refused) else None
+        advice = self._desk.healths.learn(host, refusal, began_s, now_s)
+        if advice.is_down:
+            self._drain(host, now_s)
+        elif advice.trial_is_over:
+            self._hosts.resume(host, now_s)
+        if advice.pause_s:
+            self._hosts.pause(host, now_s + advice.pause_s, now_s)
+
+    def _drain(self, host: str, now_s: float) -> None:
+        """The host is down: what waits for it ends."""
+        self._hosts.resume(host, now_s)
+        for waiting in self._hosts.drain(host, now_s):
+            self._end(waiting, _host_down(waiting), now_s)
 
     def _follow(self, job: Job, redirect: Redirect, now_s: float) -> None:
         job.hops += 1
         try:
-            if job.hops > self._policy.max_redirects:
-                raise Refused("redirect", f"more than {self._policy.max_redirects} redirects")
+            most = self._policy.max_redirects
+            most = max(most, MOST_HOPS) if job.robots_of is not None else most
+            if job.hops > most:
+                raise Refused("redirect", f"more than {most} redirects")
             if job.spent_s >= self._policy.timeout_s:
                 raise Refused("timeout.total", f"not done within {self._policy.timeout_s:g} s")
             job.target = next_target(job.target, redirect.location)
@@ -299,17 +341,19 @@ class Loop:
 
     def _wait_s(self, job: Job, refusal: Refused) -> float | None:
         """How long to wait before the next attempt, or None where there is none."""
-        if job.attempt >= self._policy.retries or not is_transient(refusal.kind):
+        if job.attempt >= self._policy.retries:
+            return None
+        if not (refusal.passing or is_tried_at_once(refusal.kind)):
             return None
         if refusal.retry_after_s is not None:
-            return refusal.retry_after_s if refusal.retry_after_s <= _MOST_WAIT_S else None
+            return refusal.retry_after_s if refusal.retry_after_s <= MOST_WAIT_S else None
         jitter = 0.5 + draw(job.first.url, f"download:{job.attempt}")
-        return min(_MOST_WAIT_S, _BACKOFF_S * 2**job.attempt * jitter)
+        return min(MOST_WAIT_S, _BACKOFF_S * 2**job.attempt * jitter)
 
     def _room_changed(self, now_s: float) -> None:
         """Hand out what can be inflated now, and let paused transfers go on, the first one always."""
-        while self._packed and self._unpacked(now_s):
-            pass
+        while found := self._packed.pop(alone=not self._active):
+            self._end(*found, now_s)
         self._memory.first = next(iter(self._active), None)
         if not self._memory.paused:
             return
@@ -328,34 +372,9 @@ class Loop:
                 self._finish(transfer, transfer.result(code, words), now_s)
                 return
 
-    def _unpacked(self, now_s: float) -> bool:
-        """Hand out the first of ``_packed``. False where it must wait for room."""
-        job, raw, coding = self._packed[0]
-        found: bytes | Refused | None = raw
-        if coding:
-            alone = not self._active and not self._memory.handed_out_bytes
-            limit = job.limit_bytes if alone else min(job.limit_bytes, self._memory.room_bytes)
-            # Each try begins anew, so there is one for each doubling of the room.
-            if limit < job.limit_bytes and limit < max(1, 2 * self._packed_tried_bytes):
-                return False
-            self._packed_tried_bytes = limit
-            try:
-                found = inflated(raw, coding, limit)
-            except Refused as refusal:
-                found = refusal
-            if found is None and limit < job.limit_bytes:
-                return False
-        if found is None:
-            found = Refused("too_large.bytes", f"more than {job.limit_bytes} bytes unpacked")
-        self._packed.popleft()
-        self._packed_tried_bytes = 0
-        self._memory.in_flight_bytes -= len(raw)
-        self._end(job, found, now_s)
-        return True
-
     def _end(self, job: Job, result: bytes | Refused, now_s: float) -> None:
         if job.robots_of is not None:
-            self._desk.robots.learn(job.robots_of, result, now_s)
+            self._desk.robots.learn(job.robots_of, result, now_s, reached=job.hops > 0)
             for waiting in self._parked.pop(job.robots_of):
                 self._admit(waiting, now_s)
             return

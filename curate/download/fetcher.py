@@ -16,7 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from curate.download.desk import COSTS, Desk
+from curate.download.desk import COSTS, MOST_BODIES, Desk
 from curate.download.fetch_loop import Loop
 from curate.download.guard import Policy
 from curate.download.outcomes import Refused
@@ -45,7 +45,8 @@ class Fetcher:
     """Submits URLs from any thread; ``done(key, Body or Refused)`` is called on the fetch thread, once for each.
 
     The thread starts with the first URL and ends when idle. It holds at most ``memory_bytes`` of bodies, in
-    flight and handed out but not released, plus one body of ``max_bytes``, so that there is progress.
+    flight and handed out but not released, plus one body of ``max_bytes``, so that there is progress. At most
+    ``most_bodies`` are handed out and not released, so that little is lost where the process is killed.
     """
 
     def __init__(
@@ -55,10 +56,13 @@ class Fetcher:
         most_requests: int,
         memory_bytes: int,
         done: Callable[[Any, Body | Refused], None],
+        most_bodies: int = MOST_BODIES,
     ) -> None:
         self._done = done
         self._loop: Loop | None = None
-        self._desk = Desk(policy, most_requests, memory_bytes, self._deliver, self._wake)
+        self._desk = Desk(
+            policy, most_requests, memory_bytes, self._deliver, self._wake, most_bodies
+        )
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._submitted = 0

@@ -16,11 +16,13 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 from urllib.parse import quote, urljoin, urlsplit
 
 from curate.download.opt_out import opted_out, reserved
 from curate.download.outcomes import Refused
 
+_SUCCESSES = frozenset({200, 203})  # 203: a proxy on the way changed something
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 _URL_SAFE = "%/:=&?~+!$,;'@()*[]"
@@ -33,8 +35,23 @@ _CLEAN = re.compile(
     r"(?:\?(?:[A-Za-z0-9_.\-~/:=&?+!$,;'@()*]|%[0-9a-fA-F]{2})+)?)"
 )
 _HOST_NAME = re.compile(r"[a-z0-9_]([a-z0-9_.-]*[a-z0-9_.])?")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
+_MOST_URL = 64 << 10
+_MOST_LABEL, _MOST_HOST = 63, 253
+# Not of the public internet, by IANA's registries of special addresses; a list of our own, since what
+# Python's `is_global` says changed between patch releases.
+_NOT_PUBLIC_4 = tuple(map(ipaddress.IPv4Network, (
+    "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12",
+    "192.0.0.0/24", "192.0.2.0/24", "192.88.99.0/24", "192.168.0.0/16", "198.18.0.0/15",
+    "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+    "168.63.129.16/32",  # a public number that every machine of one large cloud has for its host
+)))  # fmt: skip
+_UNICAST_6 = ipaddress.IPv6Network("2000::/3")
+_NOT_PUBLIC_6 = tuple(map(ipaddress.IPv6Network, ("2001::/23", "2001:db8::/32", "3fff::/20")))
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _INFLATE_BYTES = 1 << 20
+_PACKED_BYTES = 64 << 10  # given to zlib at once, since it copies what it leaves
+_MOST_MEMBERS = 1000  # of one gzip body
+_GZIP = b"\x1f\x8b"
 _COMPRESSION = re.compile(r"gzip|deflate|compress|\b(br|zstd|dcb|dcz|exi|bzip2|xz|lzma)\b")
 
 
@@ -90,7 +107,7 @@ class Target:
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A 200 answer whose body may be read. ``length`` is as announced, in bytes."""
+    """A 200 or 203 answer whose body may be read. ``length`` is as announced, in bytes."""
 
     length: int | None
     coding: str  # of the body: "" or what `inflated` takes
@@ -105,9 +122,12 @@ class Redirect:
 
 def clean_url(url: str | None) -> Target:
     """Percent-encode, IDNA-encode and take apart. Raises Refused (``bad_url``, ``scheme``)."""
+    if url and len(url) > _MOST_URL:
+        raise Refused("bad_url", f"a URL of {len(url)} characters, at most {_MOST_URL} are taken")
     if url and (clean := _CLEAN.fullmatch(url)):
         scheme, host, number, path = clean.groups()
-        return Target(scheme, host, int(number or _DEFAULT_PORTS[scheme]), path)
+        if len(host) <= _MOST_HOST:
+            return Target(scheme, host, int(number or _DEFAULT_PORTS[scheme]), path)
     if not url or not url.strip():
         raise Refused("bad_url", "the URL is missing")
     try:
@@ -125,6 +145,8 @@ def clean_url(url: str | None) -> Target:
         )
     if not host or parts.username is not None:
         raise Refused("bad_url", "no host" if not host else "a user name in the URL is not sent")
+    if len(path) + len(query) > _MOST_URL:
+        raise Refused("bad_url", f"a URL of over {_MOST_URL} characters once encoded")
     return Target(scheme, host, port or _DEFAULT_PORTS[scheme], path + query)
 
 
@@ -132,11 +154,29 @@ def _host(host: str) -> str:
     """A name or an IPv6 address that every parser reads alike. Raises ValueError."""
     if ":" in host and "%" not in host:
         return str(ipaddress.IPv6Address(host))
-    if not host.isascii() or ".." in host or len(host) > 63:
-        host = host.encode("idna").decode("ascii")
-    if host and not _HOST_NAME.fullmatch(host):
+    if not host.isascii():
+        host = _ascii_host(host)
+    labels = host.removesuffix(".").split(".")
+    if host and (
+        not _HOST_NAME.fullmatch(host)
+        or not all(0 < len(label) <= _MOST_LABEL for label in labels)
+        or len(host) > _MOST_HOST
+    ):
         raise ValueError(f"{host[:80]!r} cannot be a host")
     return host
+
+
+def _ascii_host(host: str) -> str:
+    """As browsers do it: mapped by UTS 46 (so that "ß" stays a letter of its own), then punycode."""
+    import idna
+
+    if len(host) > _MOST_HOST:
+        raise ValueError("the host's name is too long")
+    labels = idna.uts46_remap(host, std3_rules=False, transitional=False).split(".")
+    return ".".join(
+        label if label.isascii() else "xn--" + label.encode("punycode").decode("ascii")
+        for label in labels
+    )
 
 
 def _percent_encoded(text: str) -> str:
@@ -157,12 +197,13 @@ def forbidden(address: str) -> bool:
     """Whether an IP address is not one of the public internet (private, loopback, link-local, ...)."""
     found = ipaddress.ip_address(address.partition("%")[0])
     if isinstance(found, ipaddress.IPv6Address):
-        inner = found.ipv4_mapped or found.sixtofour or (found.teredo or (None, None))[1]
+        inner = found.ipv4_mapped or found.sixtofour
         if found in _NAT64:
             inner = ipaddress.IPv4Address(found.packed[-4:])
-        if inner is not None:
-            return forbidden(str(inner))
-    return not found.is_global or found.is_multicast or found.is_reserved
+        if inner is None:
+            return found not in _UNICAST_6 or any(found in network for network in _NOT_PUBLIC_6)
+        found = inner
+    return any(found in network for network in _NOT_PUBLIC_4)
 
 
 def is_allowed_host(target: Target, policy: Policy) -> bool:
@@ -180,12 +221,7 @@ def judge(
 
     Raises Refused: http.<code>, redirect, opt_out, protocol, too_large.bytes.
     """
-    if status in _REDIRECTS:
-        location = "".join(headers.get("location", ())[:1]).strip()
-        if not location:
-            raise Refused("redirect", f"HTTP {status} without Location")
-        return Redirect(location)
-    if status != 200:
+    if status not in _SUCCESSES and status not in _REDIRECTS:
         after_s = retry_after_s("".join(headers.get("retry-after", ())[:1]))
         raise Refused(f"http.{status}", f"HTTP {status} {words}".strip()[:200], after_s)
     lines = headers.get("x-robots-tag", ())
@@ -193,6 +229,11 @@ def judge(
         raise Refused("opt_out", f"X-Robots-Tag: {' | '.join(lines)}"[:200])
     if reserved(headers.get("tdm-reservation", ()), policy.disallowed_directives):
         raise Refused("opt_out", "TDM-Reservation: 1")
+    if status in _REDIRECTS:
+        location = "".join(headers.get("location", ())[:1]).strip()
+        if not location:
+            raise Refused("redirect", f"HTTP {status} without Location")
+        return Redirect(location)
     return Accepted(_length(headers, policy.max_bytes), _coding(headers))
 
 
@@ -218,24 +259,45 @@ def _coding(headers: Mapping[str, Sequence[str]]) -> str:
     return ""  # "UTF-8" and the like come with pictures as they are; the content is sniffed anyhow
 
 
-def inflated(body: bytes, coding: str, limit_bytes: int) -> bytes | None:
-    """``body`` without its coding, None where that is over ``limit_bytes``. Raises Refused (``protocol``)."""
-    raw_deflate = coding == "deflate" and not _has_zlib_header(body)
-    inflate = zlib.decompressobj(wbits=-zlib.MAX_WBITS if raw_deflate else zlib.MAX_WBITS | 32)
-    pieces, size = [], 0
+def inflated(body: bytes, coding: str, limit_bytes: int, *, cut: bool = False) -> bytes | None:
+    """``body`` without its coding, None where that is over ``limit_bytes``. Raises Refused (``protocol``).
+
+    With ``cut`` the first ``limit_bytes`` count, and so does a beginning without its end.
+    """
+    pieces, size, members = [], 0, 1
+    inflate = _inflater(body, coding)
+    rest, at = b"", 0
     try:
-        while body and not inflate.eof:
-            piece = inflate.decompress(body, min(_INFLATE_BYTES, limit_bytes + 1 - size))
-            body = inflate.unconsumed_tail
+        while True:
+            if not rest:
+                rest, at = body[at : at + _PACKED_BYTES], at + _PACKED_BYTES
+            piece = inflate.decompress(rest, min(_INFLATE_BYTES, limit_bytes + 1 - size))
             pieces.append(piece)
             size += len(piece)
             if size > limit_bytes:
-                return None
+                return b"".join(pieces)[:limit_bytes] if cut else None
+            if inflate.eof:
+                rest = inflate.unused_data + body[at : at + 2]
+                if coding == "deflate" or not rest.startswith(_GZIP):
+                    break
+                at, members = at + 2, members + 1
+                if members > _MOST_MEMBERS:
+                    raise Refused("protocol", f"gzip of more than {_MOST_MEMBERS} members")
+                inflate = _inflater(rest, coding)
+                continue
+            rest = inflate.unconsumed_tail
+            if not rest and not piece and at >= len(body):
+                break
     except zlib.error as fault:
         raise Refused("protocol", f"not {coding}: {fault}"[:200]) from fault
-    if not inflate.eof:
+    if not inflate.eof and not cut:
         raise Refused("connection", f"the {coding} body ended early")
     return b"".join(pieces)
+
+
+def _inflater(body: bytes, coding: str) -> Any:
+    raw_deflate = coding == "deflate" and not _has_zlib_header(body)
+    return zlib.decompressobj(wbits=-zlib.MAX_WBITS if raw_deflate else zlib.MAX_WBITS | 32)
 
 
 def _has_zlib_header(body: bytes) -> bool:

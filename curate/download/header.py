@@ -21,6 +21,12 @@ _PNG_ODD = frozenset({b"eXIf", b"acTL"})
 _PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _MOST_SEGMENTS = 10_000
 _MOST_JUNK_BYTES = 16
+_LEAST_BLOCK_BYTES = 64  # on average, of what a GIF's writer fills as far as it can
+_MOST_BLOCKS = 100_000  # of a GIF or a WebP, so that a body of nothing but blocks takes no second
+# JPEG markers that stand alone: parsers disagree on what follows them before the first scan, and two that
+# disagree see two sizes. So do two frame headers.
+_NO_SEGMENT = frozenset({0x00, 0x01, 0xD8, 0xD9, *range(0xD0, 0xD8)})
+_FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _JPEG_MARKER = re.compile(
     rb"\xff[^\x00\xd0-\xd7\xff]"
 )  # in scan data: neither stuffing nor restart
@@ -77,9 +83,11 @@ def _jpeg(data: bytes) -> Header | None:
         (length,) = struct.unpack_from(">H", data, at + 2)
         if marker == 0xDA:
             break
-        if length < 2 or marker in (0x00, 0xD8, 0xD9):
+        if length < 2 or marker in _NO_SEGMENT:
             return None
-        if marker in (0xC0, 0xC1, 0xC2):
+        if marker in _FRAMES:
+            if frame is not None or marker > 0xC2:
+                return None
             frame = (marker, *struct.unpack_from(">BHHB", data, at + 4))
         elif marker == 0xDB and data[at + 4] == 0:
             step = data[at + 6]
@@ -179,13 +187,15 @@ def _webp(data: bytes) -> Header | None:
 
 
 def frames(data: bytes, most: int) -> int:
-    """Frames of an animated GIF, PNG or WebP, pages of a TIFF; counting stops past ``most``. Else 1."""
+    """Frames of an animated GIF, PNG or WebP, pages of a TIFF; counting stops past ``most``. Else 1.
+
+    More blocks than any picture has are more than ``most`` too.
+    """
     try:
         if data.startswith(b"GIF8"):
             return _gif_frames(data, most)
         if data.startswith(_PNG_MAGIC):
-            at = data.find(b"acTL", 0, data.find(b"IDAT"))
-            return max(1, struct.unpack_from(">I", data, at + 4)[0]) if at > 0 else 1
+            return _png_frames(data)
         if data[8:12] == b"WEBP":
             return max(1, _webp_frames(data, most))
         if data.startswith((b"II*\0", b"MM\0*")):
@@ -195,9 +205,23 @@ def frames(data: bytes, most: int) -> int:
     return 1
 
 
+def _png_frames(data: bytes) -> int:
+    """What the acTL chunk says, which must stand before the first pixels."""
+    at = 8
+    for _ in range(_MOST_SEGMENTS):
+        (length,) = struct.unpack_from(">I", data, at)
+        name = data[at + 4 : at + 8]
+        if name == b"acTL":
+            return max(1, int(struct.unpack_from(">I", data, at + 8)[0]))
+        if name in (b"IDAT", b"IEND"):
+            return 1
+        at += 12 + length
+    return 1
+
+
 def _gif_frames(data: bytes, most: int) -> int:
     """GIF89a blocks, the pixels skipped over."""
-    found, at = 0, 13 + _gif_colours(data[10])
+    found, blocks, at = 0, 0, 13 + _gif_colours(data[10])
     while found <= most:
         block = data[at]
         if block == 0x2C:
@@ -209,7 +233,11 @@ def _gif_frames(data: bytes, most: int) -> int:
             break
         while data[at]:
             at += data[at] + 1
+            blocks += 1
         at += 1
+        blocks += 1
+        if blocks > _MOST_BLOCKS + len(data) // _LEAST_BLOCK_BYTES:
+            return most + 1
     return max(found, 1)
 
 
@@ -218,11 +246,14 @@ def _gif_colours(flags: int) -> int:
 
 
 def _webp_frames(data: bytes, most: int) -> int:
-    found, at = 0, 12
+    found, blocks, at = 0, 0, 12
     while at + 8 <= len(data) and found <= most:
         found += data.startswith(b"ANMF", at)
         (length,) = struct.unpack_from("<I", data, at + 4)
         at += 8 + length + (length & 1)
+        blocks += 1
+        if blocks > _MOST_BLOCKS:
+            return most + 1
     return found
 
 

@@ -150,6 +150,8 @@ class Img2datasetEngine:
                 if self._options.disable_all_reencoding:
                     data = body
                 found = self._resize(io.BytesIO(data))
+                if found[5] is None and found[3]:  # what was decoded, whatever the header said
+                    pixels.check((found[3], found[4]), self._bounds)
         except Refused as refusal:
             return None, None, None, None, None, _message(refusal)
         words = found[5]

@@ -6,7 +6,9 @@ from dataclasses import dataclass, field, replace
 
 from curate.download.journal import Journal, Place
 from curate.download.outcomes import Outcome
+from curate.stage import StageError
 
+CLOSED = "download.fetch was closed while rows were waited for. hint: run it again; it goes on where it was"
 Key = tuple[str, str | None, str | None]  # uid, url, expected hash
 
 
@@ -60,6 +62,11 @@ def note(row: Row, outcome: Outcome | None) -> None:
         row.place = row.part.journal.write(row.key[0], outcome)
 
 
+def waits_on_disk(job: Job) -> bool:
+    """Whether its picture needs no memory while it waits: each row's journal has it and can be read at once."""
+    return all(row.part is not None and row.part.journal.reads_at_once for row in job.rows)
+
+
 def whole(job: Job) -> Outcome | None:
     """A job's outcome with its picture, read back where it isn't in memory; None where no journal has it."""
     outcome = job.outcome
@@ -70,3 +77,12 @@ def whole(job: Job) -> Outcome | None:
         if image is not None:
             return replace(outcome, image=image)
     return None
+
+
+def unusable(fault: BaseException) -> StageError:
+    """A fault as what ends the run, with a hint."""
+    if isinstance(fault, StageError):
+        return fault
+    words = f"download.fetch can't go on: {type(fault).__name__}: {fault}"
+    missing = ". hint: if a package is missing, pip install 'clip-pipe[curate]'"
+    return StageError(words if "hint: " in words else words + missing)

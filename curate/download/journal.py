@@ -1,9 +1,11 @@
 """Finished outcomes of one part, noted as they come, so that a killed run fetches nothing of them again.
 
-A record is a frame of lengths and a CRC-32 around the outcome as JSON and its picture. Each writer has
-a file of its own, and all files of the folder are read. On a local disk a record is one append, which
+A record is a key, lengths and a CRC-32 before the outcome as JSON and its picture. Each writer has a
+file of its own under a random name, and that name is the key: a picture, which may hold any bytes,
+can't look like a record. All files of the folder are read. On a local disk a record is one append, which
 outlives the process at once (no fsync: a power cut may cost some). Behind fsspec nothing can be
-appended to, so there records are gathered and committed as segments, every few seconds or 16 MB.
+appended to, so there records are gathered and committed as segments, every few seconds or 8 MB; what
+comes while a slow store still takes the last one is held up to 16 MB, and beyond that not noted.
 
 What another attempt may end otherwise is not noted: a run that comes back asks again.
 """
@@ -26,14 +28,15 @@ from curate.contract import storage
 from curate.download.outcomes import Outcome, is_transient
 
 _LOG = logging.getLogger("clip_pipe")
-_MAGIC = b"\xc1clip-j1"
-_HEAD = struct.Struct("<8sIII")  # magic, bytes of JSON, bytes of picture, CRC-32 of both
+_HEAD = struct.Struct("<16sIII")  # key, bytes of JSON, bytes of picture, CRC-32 of both
+_KEY_DIGITS = 32
 _SUFFIX = ".journal"
 _FIELDS = (
     "kind", "error_message", "width", "height", "original_width", "original_height",
     "sha256", "exif", "wire_bytes",
 )  # fmt: skip
-_SEGMENT_BYTES = 16 << 20
+_SEGMENT_BYTES = 8 << 20
+_MOST_GATHERED_BYTES = 16 << 20
 _SEGMENT_S = 5.0
 # Not transient as a kind, and yet no word on the URL: the host may be up again, this machine less busy.
 _PASSING = frozenset({"host_down", "decode.timeout", "decode.crashed", "other"})
@@ -81,6 +84,7 @@ class Journal:
         self._lock = threading.Lock()
         self._writer: _File | _Segments | None = None
         self._usable = True
+        self.reads_at_once = not storage.is_url(folder)
 
     def read(self) -> dict[str, Noted]:
         """What earlier writers noted, by uid; of several notes on a uid any one. Damage is told and skipped."""
@@ -99,15 +103,15 @@ class Journal:
             return None
         image = outcome.image or b""
         words = json.dumps([uid, {name: getattr(outcome, name) for name in _FIELDS}]).encode()
-        crc = zlib.crc32(image, zlib.crc32(words))
-        head = _HEAD.pack(_MAGIC, len(words), len(image), crc) + words
+        lengths_and_crc = len(words), len(image), zlib.crc32(image, zlib.crc32(words))
         with self._lock:
             if not self._usable:
                 return None
             try:
                 if self._writer is None:
                     self._writer = _writer(self._folder)
-                end = self._writer.append(head, image)
+                head = _HEAD.pack(self._writer.key, *lengths_and_crc)
+                end = self._writer.append(head + words, image)
             except OSError as fault:
                 self._usable = False
                 _LOG.warning(
@@ -141,7 +145,9 @@ class _File:
 
     def __init__(self, folder: str) -> None:
         os.makedirs(folder, exist_ok=True)
-        self.path = storage.join(folder, uuid.uuid4().hex + _SUFFIX)
+        name = uuid.uuid4()
+        self.key = name.bytes
+        self.path = storage.join(folder, name.hex + _SUFFIX)
         self._file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_EXCL, 0o644)
         self._size = 0
 
@@ -168,7 +174,8 @@ class _Segments:
 
     def __init__(self, folder: str) -> None:
         self._folder = folder
-        self._name = uuid.uuid4().hex
+        name = uuid.uuid4()
+        self.key, self._name = name.bytes, name.hex
         self._segments = 0
         self._records: list[bytes] = []
         self._bytes = 0
@@ -176,10 +183,12 @@ class _Segments:
         self._committing: threading.Thread | None = None
 
     def append(self, head: bytes, image: bytes) -> None:
+        busy = self._committing is not None and self._committing.is_alive()
+        if busy and self._bytes >= _MOST_GATHERED_BYTES:
+            return
         self._records += (head, image)
         self._bytes += len(head) + len(image)
         late = time.monotonic() - self._since_s >= _SEGMENT_S
-        busy = self._committing is not None and self._committing.is_alive()
         if (late or self._bytes >= _SEGMENT_BYTES) and not busy:
             self._commit()
 
@@ -210,27 +219,36 @@ def _put(path: str, records: list[bytes]) -> None:
 
 
 def _read_file(path: str) -> Iterator[tuple[str, Noted]]:
+    try:
+        key = bytes.fromhex(path.replace("\\", "/").rpartition("/")[2][:_KEY_DIGITS])
+    except ValueError:
+        key = b""
+    if len(key) != _KEY_DIGITS // 2:
+        _LOG.warning("%s: no name that a writer of notes gives, left out", path)
+        return
     with storage.open_file(path) as file:
         if storage.is_url(path):
-            yield from _records(path, file.read())
+            yield from _records(path, key, file.read())
         elif os.fstat(file.fileno()).st_size:
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped:
-                yield from _records(path, mapped)
+                yield from _records(path, key, mapped)
 
 
-def _records(path: str, data: bytes | mmap.mmap) -> Iterator[tuple[str, Noted]]:
+def _records(path: str, key: bytes, data: bytes | mmap.mmap) -> Iterator[tuple[str, Noted]]:
     """The whole records. Damage in between is told; a record cut short at the end is not: a kill does that."""
     start = 0
     while start < len(data):
-        found = _record(path, data, start)
+        found = _record(path, key, data, start)
         if found is not None:
             start, uid, noted = found
-            if lasts(noted.outcome.kind):
+            if noted is None:
+                _LOG.warning("%s: the record before byte %d can't be read, left out", path, start)
+            elif lasts(noted.outcome.kind):
                 yield uid, noted
             continue
-        following = data.find(_MAGIC, start + 1)
-        while following >= 0 and _record(path, data, following) is None:
-            following = data.find(_MAGIC, following + 1)  # the magic by chance, or another cut
+        following = data.find(key, start + 1)
+        while following >= 0 and _record(path, key, data, following) is None:
+            following = data.find(key, following + 1)  # another that is damaged or cut
         if following < 0:
             return
         _LOG.warning(
@@ -240,19 +258,27 @@ def _records(path: str, data: bytes | mmap.mmap) -> Iterator[tuple[str, Noted]]:
         start = following
 
 
-def _record(path: str, data: bytes | mmap.mmap, start: int) -> tuple[int, str, Noted] | None:
-    """(end, uid, what was noted) of the record that starts here; None where none does."""
+def _record(
+    path: str, key: bytes, data: bytes | mmap.mmap, start: int
+) -> tuple[int, str, Noted | None] | None:
+    """(end, uid, what was noted, None where it is out of form) of the record that starts here; None where none does."""
     if start + _HEAD.size > len(data):
         return None
-    magic, words_bytes, image_bytes, crc = _HEAD.unpack_from(data, start)
+    found, words_bytes, image_bytes, crc = _HEAD.unpack_from(data, start)
     image_at = start + _HEAD.size + words_bytes
     end = image_at + image_bytes
-    if magic != _MAGIC or end > len(data):
+    if found != key or end > len(data):
         return None
     with memoryview(data) as view, view[start + _HEAD.size : end] as body:
         if zlib.crc32(body) != crc:
             return None
-        uid, fields = json.loads(bytes(body[:words_bytes]))
-    outcome = Outcome(**{name: fields.get(name) for name in _FIELDS})
+        words = bytes(body[:words_bytes])
+    try:
+        uid, fields = json.loads(words)
+        outcome = Outcome(**{name: fields.get(name) for name in _FIELDS})
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return end, "", None
+    if not isinstance(uid, str) or not isinstance(outcome.kind, str | None):
+        return end, "", None
     place = Place(path, image_at, image_bytes) if outcome.kind is None else None
     return end, uid, Noted(outcome, place)

@@ -14,6 +14,13 @@ from collections.abc import Callable
 
 from curate.download.outcomes import Refused
 
+# The resolver's own troubles (no answer from a name server, no memory, no files): no word on the name.
+_OURS = frozenset(
+    getattr(socket, name)
+    for name in ("EAI_AGAIN", "EAI_MEMORY", "EAI_SYSTEM")
+    if hasattr(socket, name)
+)
+
 _MOST_THREADS = 128
 _THREAD_IDLE_S = 5.0
 _KEPT = 20_000
@@ -70,6 +77,8 @@ class Names:
         return next(iter(self._pending.values()), None)
 
     def _keep(self, name: str, answer: list[str] | Refused, now_s: float) -> None:
+        if isinstance(answer, Refused) and answer.passing:
+            return
         kept_s = _FAILURE_KEPT_S if isinstance(answer, Refused) else _KEPT_S
         self._kept[name] = (now_s + kept_s, answer)
         self._kept.move_to_end(name)
@@ -96,5 +105,6 @@ def _look_up(name: str) -> list[str] | Refused:
     try:
         found = socket.getaddrinfo(name, None, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as fault:
-        return Refused("dns", f"{name}: {fault}"[:200])
+        passing = isinstance(fault, socket.gaierror) and fault.errno in _OURS
+        return Refused("dns", f"{name}: {fault}"[:200], passing=passing)
     return list(dict.fromkeys(str(info[4][0]) for info in found))

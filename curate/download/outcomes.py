@@ -23,7 +23,7 @@ KINDS: Mapping[str, str] = {
     "timeout.total": "not done `timeout` seconds after it began, redirects included",
     "redirect": "more than `max_redirects`, or one without a target",
     "protocol": "not HTTP, or an impossible header",
-    "http.": "any answer but 200, by its code",
+    "http.": "any answer but 200 and 203, by its code",
     "host_down": "the host failed so often that it is left alone for a while",
     "robots": "robots.txt forbids it (with `robots_txt`)",
     "opt_out": "a header forbids the use (`disallowed_header_directives`)",
@@ -40,11 +40,13 @@ KINDS: Mapping[str, str] = {
     "other": "none of these; the message says what",
 }
 
-# Kinds that may be gone the next minute: tried again at once where `retries` allows it.
+# Kinds that may be gone the next minute: what `--retry transient` asks again, and `retries` at once.
 TRANSIENT = frozenset({
-    "timeout.connect", "timeout.first_byte", "timeout.total", "refused", "connection",
+    "timeout.connect", "timeout.first_byte", "timeout.total", "refused", "connection", "host_down",
     "http.408", "http.425", "http.429", "http.5xx",
 })  # fmt: skip
+# Of these, what is not tried again at once: such a host is left alone on purpose.
+_NOT_AT_ONCE = frozenset({"host_down"})
 
 _RESIZE_KINDS = frozenset({
     "not_an_image", "too_small", "too_large.pixels", "too_large.aspect", "too_large.frames",
@@ -53,12 +55,18 @@ _RESIZE_KINDS = frozenset({
 
 
 class Refused(Exception):
-    """A picture that does not come in. ``kind`` ends the row's reason, the message has the words."""
+    """A picture that does not come in. ``kind`` ends the row's reason, the message has the words.
 
-    def __init__(self, kind: str, words: str, retry_after_s: float | None = None) -> None:
+    ``passing``: the fault was of this moment (our resolver, our files), whatever the kind says.
+    """
+
+    def __init__(
+        self, kind: str, words: str, retry_after_s: float | None = None, *, passing: bool = False
+    ) -> None:
         super().__init__(words)
         self.kind = kind
         self.retry_after_s = retry_after_s
+        self.passing = passing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,5 +111,10 @@ def matches(kind: str, pattern: str) -> bool:
 
 
 def is_transient(kind: str) -> bool:
-    """Whether another attempt may end otherwise."""
+    """Whether another attempt, some time later, may end otherwise."""
     return any(matches(kind, pattern) for pattern in TRANSIENT)
+
+
+def is_tried_at_once(kind: str) -> bool:
+    """Whether ``retries`` is for this kind: it is transient, and not of a host that is left alone."""
+    return kind not in _NOT_AT_ONCE and is_transient(kind)

@@ -1,4 +1,4 @@
-"""How many requests at once: in all (grows with throughput), for one host, and none for a host that is down.
+"""How many requests at once: in all (grows with throughput), and for one host.
 
 No I/O and no clock of its own: every call is given the time, in seconds that only grow.
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict, deque
+from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 _FEWEST = 8
@@ -15,55 +16,81 @@ _FIRST = 16
 _WINDOW_S = 0.3
 _LONGEST_WINDOW_S = 5.0
 _FEWEST_NOTES = 12
-_WINDOW_NOTES = 24
+_WINDOW_NOTES = 48
 _HOLD_S = 5.0
 _LONGEST_HOLD_S = 40.0
 _FALL = 0.7
 _FALLS = 2  # without getting better, after which they are taken back
 _WORTH = 0.3  # share of proportional growth at which more requests still pay
 _SHORTEST_S = 1e-4
-_HEALTHS_KEPT = 10_000
-_FAILURES_IN_A_ROW = 30
-_DOWN_S = 30.0
+_HARDLY_ANY = 0.2  # share of good answers below which there is nothing to compare
+
+
+@dataclass(frozen=True, slots=True)
+class _Rate:
+    """Requests that ended per second, the share of good ones, and what their time promises (Little's law)."""
+
+    ended: float
+    good: float
+    promised: float
+
+    def over(self, before: _Rate) -> float:
+        """How many times the rate before this is."""
+        if min(before.good, self.good) < _HARDLY_ANY:
+            return math.inf  # what is dead loads nobody, and as usual there is little else
+        counted = self.ended / before.ended
+        # Errors of overload may be quick.
+        return max(counted, self.promised / before.promised) * min(1.0, self.good / before.good)
 
 
 class Crowd:
     """The number of requests at once. Doubles while answers per second grow with it, then probes now and then.
 
-    Growth is told by how long answers take: n requests at once that take t each are n / t answers per second
-    (Little's law), and hangs, which take their timeout however many there are, do not blur it. Where the share
-    of errors that overload brings is well above the run's usual share, the number falls; if that does not
-    make it better, the list is like this, the share becomes the usual one, and what was taken is given back.
+    Growth is told twice, and either will do: by answers counted per second, and by how long they take: n at
+    once that take t each are n / t per second (Little's law). The first lags where many requests hang until
+    their timeout; the second takes their slots for load. Where hardly any answer is good, and that is usual,
+    there is nothing to compare, and it climbs. Where the share of errors that overload brings is well above
+    the run's usual share, the number falls; if that does not make it better, the list is like this, the share
+    becomes the usual one, and what was taken is given back.
     """
 
     def __init__(self, most: int) -> None:
         self.most = max(1, most)
         self.limit = min(_FIRST, self.most)
         self._usual = 0.02
-        # Limit, log of seconds and share of answers before the last rise.
-        self._before: tuple[int, float, float] | None = None
+        self._before: tuple[int, _Rate] | None = None  # limit and rate before the last rise
         self._factor = 2.0
         self._next_hold_s = _HOLD_S
         self._hold_until_s = -math.inf
         self._fell: tuple[int, float] | None = None  # limit and share of errors before falls began
         self._falls = 0
-        self._changed_s = self._opened_s = -math.inf
+        self._changed_s = self._first_s = self._opened_s = -math.inf
         self._notes = self._bad = self._fulls = 0
         self._log_s = 0.0
+
+    def lower(self, most: int) -> None:
+        """Never more than this from now on, for want of files."""
+        self.most = max(1, min(self.most, max(_FEWEST, most)))
+        self.limit = min(self.limit, self.most)
 
     def note(self, *, overload: bool, full: bool, took_s: float, now_s: float) -> None:
         """One request ended. ``full``: nothing but ``limit`` kept a further one from starting."""
         if now_s - took_s < self._changed_s:
             return  # what began under another limit says nothing about this one
-        if self._opened_s == -math.inf:
-            self._opened_s = now_s - took_s
+        if self._opened_s <= self._changed_s:
+            # Not before a good answer: by then the server has what the new limit lets it have, and
+            # errors that come sooner than answers are no larger a part than they are.
+            if self._first_s <= self._changed_s:
+                self._first_s = now_s
+            if not overload or now_s - self._first_s >= _LONGEST_WINDOW_S:
+                self._open(now_s)
+            return
         self._notes += 1
         self._bad += overload
+        self._log_s += 0.0 if overload else math.log(max(took_s, _SHORTEST_S))
         self._fulls += full
-        if not overload:
-            self._log_s += math.log(max(took_s, _SHORTEST_S))
         passed_s = now_s - self._opened_s
-        enough = self._notes >= max(_WINDOW_NOTES, self.limit)
+        enough = self._notes >= max(_WINDOW_NOTES, 2 * self.limit)
         late = passed_s >= _LONGEST_WINDOW_S and self._notes >= _FEWEST_NOTES
         if passed_s >= _WINDOW_S and (enough or late):
             self._judge(now_s)
@@ -82,10 +109,10 @@ class Crowd:
             self._fall(share, now_s)
         elif now_s >= self._hold_until_s:
             self._fell = None
-            if self._fulls * 2 < self._notes or self._bad == self._notes:
+            if self._fulls * 2 < self._notes:
                 self._before = None  # held up elsewhere: says nothing about the limit
             else:
-                self._climb(self._log_s / (self._notes - self._bad), 1 - share, now_s)
+                self._climb(self._rate(now_s), now_s)
 
     def _fall(self, share: float, now_s: float) -> None:
         before, self._before, self._factor = self._before, None, 1.5
@@ -104,18 +131,22 @@ class Crowd:
         self._hold_until_s = now_s + self._next_hold_s
         self._next_hold_s = min(2 * self._next_hold_s, _LONGEST_HOLD_S)
 
-    def _climb(self, log_s: float, good: float, now_s: float) -> None:
+    def _rate(self, now_s: float) -> _Rate:
+        passed_s, good = now_s - self._opened_s, self._notes - self._bad
+        typical_s = math.exp(self._log_s / good) if good else math.inf
+        share = good / self._notes
+        return _Rate(self._notes / passed_s, share, self.limit / typical_s)
+
+    def _climb(self, rate: _Rate, now_s: float) -> None:
         if self._before is not None:
-            limit, log_before_s, good_before = self._before
-            growth = self.limit / limit * math.exp(log_before_s - log_s)
-            growth *= min(1.0, good / good_before)  # errors of overload may be quick
-            if growth < 1 + _WORTH * (self.limit / limit - 1):
+            limit, before = self._before
+            if rate.over(before) < 1 + _WORTH * (self.limit / limit - 1):
                 self._before, self._factor = None, 1.5
                 self._hold(now_s)
                 self._set(limit, now_s)
                 return
             self._next_hold_s = _HOLD_S
-        self._before = (self.limit, log_s, good)
+        self._before = (self.limit, rate)
         self._set(min(self.most, math.ceil(self.limit * self._factor)), now_s)
 
     def _set(self, limit: int, now_s: float) -> None:
@@ -124,14 +155,18 @@ class Crowd:
 
 
 class _Host:
-    __slots__ = ("active", "free_s", "gap_s", "queue", "version")
+    __slots__ = ("active", "gap_s", "next_s", "paused_s", "queue", "version")
 
     def __init__(self, gap_s: float) -> None:
         self.queue: deque[tuple[int, Any]] = deque()
         self.active = 0
-        self.free_s = -math.inf  # when the next request may start
+        self.next_s = self.paused_s = -math.inf  # no start before either
         self.gap_s = gap_s
         self.version = 0
+
+    @property
+    def free_s(self) -> float:
+        return max(self.next_s, self.paused_s)
 
 
 class Hosts:
@@ -172,7 +207,7 @@ class Hosts:
             self._waiting -= 1
             state.active += 1
             if state.gap_s:
-                state.free_s = now_s + state.gap_s
+                state.next_s = now_s + state.gap_s
             self._place(host, state, now_s)
             return host, item
         return None
@@ -188,10 +223,17 @@ class Hosts:
         self._place(host, state, now_s)
 
     def pause(self, host: str, until_s: float, now_s: float) -> None:
-        """Start nothing for the host before ``until_s``; an earlier time than now ends a pause."""
+        """Start nothing for the host before ``until_s``; a pause that goes on longer stays."""
         state = self._state(host)
-        state.free_s = until_s
+        state.paused_s = max(state.paused_s, until_s)
         self._place(host, state, now_s)
+
+    def resume(self, host: str, now_s: float) -> None:
+        """End the host's pause; the time between two starts is kept."""
+        state = self._hosts.get(host)
+        if state is not None:
+            state.paused_s = -math.inf
+            self._place(host, state, now_s)
 
     def slow(self, host: str, gap_s: float) -> None:
         """At least ``gap_s`` between two starts for the host."""
@@ -246,49 +288,3 @@ class Hosts:
                 del self._hosts[host]
         elif state.active < self._per_host:
             heapq.heappush(self._ready, (state.queue[0][0], state.version, host))
-
-
-class _Health:
-    __slots__ = ("failures", "trying", "until_s")
-
-    def __init__(self) -> None:
-        self.failures = 0
-        self.until_s = -math.inf
-        self.trying = False
-
-
-class Healths:
-    """Hosts that failed many times in a row are left alone for a while; then one request is let through to try."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[str, _Health] = OrderedDict()
-
-    def failed(self, host: str, now_s: float) -> bool:
-        """A request got nothing out of the host. True where the host counts as down from now on."""
-        health = self._kept.setdefault(host, _Health())
-        self._kept.move_to_end(host)
-        while len(self._kept) > _HEALTHS_KEPT:
-            self._kept.popitem(last=False)
-        health.failures += 1
-        if health.failures < _FAILURES_IN_A_ROW:
-            return False
-        health.until_s, health.trying = now_s + _DOWN_S, False
-        return True
-
-    def answered(self, host: str) -> bool:
-        """The host gave an answer. True where that ends a trial."""
-        health = self._kept.pop(host, None)
-        return health is not None and health.trying
-
-    def is_down(self, host: str, now_s: float) -> bool:
-        """Whether nothing should be asked of the host."""
-        health = self._kept.get(host)
-        return health is not None and not health.trying and now_s < health.until_s
-
-    def is_trial(self, host: str) -> bool:
-        """Whether the request about to start is the one that tries a host that was down; then it is marked so."""
-        health = self._kept.get(host)
-        if health is None or health.failures < _FAILURES_IN_A_ROW or health.trying:
-            return False
-        health.trying = True
-        return True

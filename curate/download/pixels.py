@@ -24,7 +24,6 @@ _MAGIC = (
     b"\xff\xd8\xff",  # JPEG
     b"\x89PNG\r\n\x1a\n",
     b"GIF8",
-    b"BM",
     b"II*\0",  # TIFF
     b"MM\0*",
     b"\0\0\0\x0cjP  ",  # JPEG 2000
@@ -34,6 +33,11 @@ _MAGIC = (
     b"\xff\x0a",  # JPEG XL
     b"\0\0\0\x0cJXL ",
 )
+_BMP_HEADERS = frozenset({12, 16, 40, 52, 56, 64, 108, 124})  # bytes
+_FTYP_BRANDS = frozenset(
+    {b"avif", b"avis", b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"}
+)
+_MOST_BRANDS_BYTES = 256
 _TEXT = (b"<", b"{", b"[", b"\xef\xbb\xbf", b"\x1f\x8b")
 _STRIP_PX = 1 << 16  # alpha is laid on white in strips that stay in the cache
 _FINE_STEP = 6
@@ -54,8 +58,11 @@ def looks_like_picture(data: bytes) -> bool:
     """Whether the first bytes are those of a raster picture format, decodable here or not."""
     if data[:4] == b"RIFF":
         return data[8:12] == b"WEBP"
-    if data[4:8] == b"ftyp":
-        return True  # AVIF, HEIC
+    if data[4:8] == b"ftyp":  # AVIF and HEIC; films begin so too
+        brands = data[8 : min(int.from_bytes(data[:4], "big"), _MOST_BRANDS_BYTES)]
+        return any(brands[at : at + 4] in _FTYP_BRANDS for at in range(0, len(brands), 4))
+    if data[:2] == b"BM":
+        return int.from_bytes(data[14:18], "little") in _BMP_HEADERS
     return data.startswith(_MAGIC)
 
 
@@ -147,6 +154,8 @@ def _by_cv2(data: bytes, head: Header, by: int) -> Decoded | None:
         return None
     if pixels is None or pixels.dtype != np.uint8:
         return None
+    if pixels.shape[:2] != (-(-head.height // by), -(-head.width // by)):
+        raise Refused("decode", f"{head.width} x {head.height} px announced, other pixels found")
     if pixels.ndim == 3 and pixels.shape[2] == 4:
         return Decoded(on_white(pixels), head.orientation, False)
     return Decoded(pixels, head.orientation, True)

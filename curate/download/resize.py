@@ -31,6 +31,8 @@ _CV2_NAMES = {
 # What is left to shrink after decoding at reduced scale. Nearer to 1 the two-tap filter blurs: at the
 # 5th percentile of web photographs 29.6 dB with 1.0, 32.4 with 1.3, 32.9 with 1.5 (5 % more CPU).
 _LEFT_TO_SHRINK = 1.3
+_MOST_FOR_LINEAR = 1.8
+_MOST_FOR_TWO_STEPS = 2.7
 _WHITE = (255, 255, 255)
 
 
@@ -66,10 +68,22 @@ def reduction(size: tuple[int, int], wanted: Target) -> int:
     return next((by for by in (8, 4, 2) if left >= by * _LEFT_TO_SHRINK), 1)
 
 
-def quick_filter(size: tuple[int, int], wanted: Target) -> str:
-    """In place of "area": two taps where they see every pixel, and "area" itself elsewhere."""
-    left = _left_to_shrink(size, wanted)
-    return "linear" if _LEFT_TO_SHRINK <= left <= 2 * _LEFT_TO_SHRINK else "area"
+def quickly_shrunk(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Nearly what "area" gives, for a third of its cost; ``pixels`` and ``size`` as in ``scaled``.
+
+    Linear, which samples two pixels an axis, to twice the size, and of that the mean of each 2 x 2: so
+    every source pixel counts. On pages of text 34 dB and more against "area", where linear alone has 20.
+    Nearer to the wanted size linear alone is enough, and farther from it "area" itself is best.
+    """
+    import cv2
+
+    left = min(pixels.shape[1] / size[0], pixels.shape[0] / size[1])
+    if left <= _MOST_FOR_LINEAR:
+        return scaled(pixels, size, cv2.INTER_LINEAR)
+    if left > _MOST_FOR_TWO_STEPS:
+        return scaled(pixels, size, cv2.INTER_AREA)
+    double = scaled(pixels, (2 * size[0], 2 * size[1]), cv2.INTER_LINEAR)
+    return scaled(double, size, cv2.INTER_AREA)
 
 
 def _left_to_shrink(size: tuple[int, int], wanted: Target) -> float:

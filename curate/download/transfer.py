@@ -9,6 +9,8 @@ request as a ``Redirect``.
 from __future__ import annotations
 
 import errno
+import io
+import os
 import re
 import socket
 import sys
@@ -31,7 +33,10 @@ from curate.download.guard import (
 from curate.download.outcomes import Refused
 
 _STOP = -1  # a callback's answer that ends the request
-_DRAINED_BYTES = 64 << 10  # of a body nobody wants, read to keep the connection
+_DRAINED_BYTES = 64 << 10  # of a body nobody wants, read to keep the connection,
+DRAINED_S = 1.0  # for so long
+_NO_BODY = frozenset({204, 304})
+_NO_FILES = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 _STATUS = re.compile(rb"HTTP/[\d.]+ +(\d{3})(?: +(.*))?\s*$")
 _CONNECTION = frozenset({
     pycurl.E_GOT_NOTHING, pycurl.E_RECV_ERROR, pycurl.E_SEND_ERROR, pycurl.E_PARTIAL_FILE,
@@ -74,8 +79,8 @@ class Transfer:
         self.job: Any = None
         self.runs = 0  # requests begun on this handle
 
-    def begin(self, job: Job, now_s: float) -> None:
-        """Make the handle ready for one hop of a job."""
+    def begin(self, job: Job, now_s: float, *, fresh: bool = False) -> None:
+        """Make the handle ready for one hop of a job; ``fresh``: on a connection of its own."""
         self.job = job
         self.runs += 1
         self.began_s = now_s
@@ -92,7 +97,9 @@ class Transfer:
         self._headers: dict[str, list[str]] = {}
         self._judged = self._dropping = False
         self._dropped_bytes = 0
-        self._body: list[bytes] = []
+        self._drop_until_s = float("inf")
+        self._body = io.BytesIO()
+        self._no_files = False
         self._open_addresses = is_allowed_host(job.target, self._policy)
         self._addresses_tried = 0
         self._address_refused = ""
@@ -103,7 +110,10 @@ class Transfer:
         self.curl.setopt(pycurl.RESOLVE, [entry] if addresses else [])
         # Over plain HTTP it would wait for the first answer of the host, be it one that never comes.
         multiplexes = self._policy.http2 and job.target.scheme == "https"
-        self.curl.setopt(pycurl.PIPEWAIT, int(multiplexes))
+        self.multiplexes = multiplexes
+        self.curl.setopt(pycurl.PIPEWAIT, int(multiplexes and not fresh))
+        self.curl.setopt(pycurl.FRESH_CONNECT, int(fresh))
+        self.curl.setopt(pycurl.FORBID_REUSE, 0)
 
     def pause(self) -> int:
         """A callback's answer that stops the flow until ``resume``; the clock stops with it."""
@@ -129,13 +139,15 @@ class Transfer:
         left_s = self._policy.timeout_s - self.job.spent_s
         return float(now_s + min(left_s, self._policy.first_byte_timeout_s))
 
-    def overdue(self, now_s: float) -> Refused | float:
-        """The refusal of a request that is out of time, else when to look again."""
+    def overdue(self, now_s: float) -> Refused | Redirect | float:
+        """The end of a request that is out of time, else when to look again."""
+        if now_s >= self._drop_until_s:
+            return self._out_of_time()
         left_s = self._policy.timeout_s - self.spent_s(now_s)
         if left_s <= 0:
             return self._out_of_time()
         if self.paused_at_s is not None or self._status or self._dropping:
-            return now_s + max(left_s, 0.001)
+            return min(now_s + max(left_s, 0.001), self._drop_until_s)
         connected_s = self.curl.getinfo(pycurl.PRETRANSFER_TIME)
         if connected_s and not self.curl.getinfo(pycurl.STARTTRANSFER_TIME):
             silent_s = now_s - self.began_s - connected_s
@@ -145,10 +157,11 @@ class Transfer:
             left_s = min(left_s, self._policy.first_byte_timeout_s - silent_s)
         return now_s + max(min(left_s, self._policy.first_byte_timeout_s), 0.001)
 
-    def _out_of_time(self) -> Refused:
+    def _out_of_time(self) -> Refused | Redirect:
         """By how far the request had come: not connected, connected and silent, or answering."""
-        if self.refused is not None:
-            return self.refused  # it was over, and only the rest of a body was awaited
+        if self.refused is not None or self.redirect is not None:
+            # It was over, and only the rest of a body was awaited.
+            return self.refused or self.redirect  # type: ignore[return-value]
         limit = f"{self._policy.timeout_s:g} s"
         if self.job.hops == 0 and not self._status:
             if not self.curl.getinfo(pycurl.PRETRANSFER_TIME):
@@ -167,11 +180,27 @@ class Transfer:
             host = self.job.target.host
             words = f"{host} is {self._address_refused}, not a public address"
             return Refused("forbidden_address", words)
+        if self.is_short_of_files:
+            return Refused("connection", "too many open files here", passing=True)
         if code and not self._cut:
             return self._explained(code, words)
         if not self._judged:
             return Refused("protocol", "no whole answer")
-        return b"".join(self._body)
+        return self._body.getvalue()
+
+    @property
+    def is_short_of_files(self) -> bool:
+        """Whether no socket could be had: no fault of the site's."""
+        return self._no_files and not self._addresses_tried
+
+    @property
+    def port(self) -> int:
+        """The local port, by which a connection is told from others; 0 before there is one."""
+        return int(self.curl.getinfo(pycurl.LOCAL_PORT))
+
+    def forbid_reuse(self) -> None:
+        """Have the connection closed when nothing is on it any more."""
+        self.curl.setopt(pycurl.FORBID_REUSE, 1)
 
     def _explained(self, code: int, words: str) -> Refused:
         words = f"{words or 'libcurl'} ({code})"[:200]
@@ -202,7 +231,7 @@ class Transfer:
         self._memory.in_flight_bytes -= self.size_bytes
         self._memory.paused.discard(self)
         self.size_bytes = 0
-        self._body = []
+        self._body = io.BytesIO()
 
     def close(self) -> None:
         """Free the handle, which must be in no multi handle."""
@@ -215,10 +244,13 @@ class Transfer:
             if not self._open_addresses and forbidden(ip):
                 self._address_refused = ip
                 return pycurl.SOCKET_BAD
-            self._addresses_tried += 1
-            return socket.socket(address.family, address.socktype, address.protocol)
-        except (OSError, ValueError):
+            opened = socket.socket(address.family, address.socktype, address.protocol)
+            os.close(os.dup(opened.fileno()))  # pycurl will, and tells nobody where it could not
+        except (OSError, ValueError) as fault:
+            self._no_files |= isinstance(fault, OSError) and fault.errno in _NO_FILES
             return pycurl.SOCKET_BAD
+        self._addresses_tried += 1
+        return opened
 
     def _header(self, line: bytes) -> int | None:
         if self._judged:
@@ -252,9 +284,15 @@ class Transfer:
         return None if self._may_drain() else _STOP
 
     def _may_drain(self) -> bool:
-        """Whether the unwanted body is short, so that the connection is worth keeping."""
+        """Whether the unwanted body has an end soon, so that the connection is worth keeping."""
         self._dropping = True
-        length = "".join(self._headers.get("content-length", ["0"])[:1])
+        if self._status in _NO_BODY:
+            return True
+        self._drop_until_s = time.monotonic() + DRAINED_S
+        self._memory.draining.append((self, self.runs))
+        if "transfer-encoding" in self._headers:
+            return True  # chunks: an end is announced, if not where
+        length = "".join(self._headers.get("content-length", [])[:1])
         return length.isdigit() and int(length[:12]) <= _DRAINED_BYTES
 
     def _write(self, piece: bytes) -> int | None:
@@ -272,7 +310,7 @@ class Transfer:
         if not self._memory.takes(self, size):
             return self.pause()
         self.size_bytes += size
-        self._body.append(piece)
+        self._body.write(piece)
         return None
 
 

@@ -48,8 +48,10 @@ class Wire:
             longest_s = min(longest_s, self._timer_s - time.monotonic())
         for fd, events in self._poll.poll(max(0.0, longest_s) * (1 if _EPOLL else 1000)):
             if fd == self._read_fd:
-                self._woken = False  # before the caller looks at what came in
+                # In this order: a wake in between writes nothing, and the caller looks at what came
+                # in only after this. The other way round its byte is read and the flag stays set.
                 os.read(fd, 64)
+                self._woken = False
                 continue
             mask = pycurl.CSELECT_IN if events & ~select.POLLOUT else 0
             mask |= pycurl.CSELECT_OUT if events & select.POLLOUT else 0

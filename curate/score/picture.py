@@ -1,7 +1,8 @@
 """Bytes of a picture to RGB pixels, decoded once for all stages that run one after another.
 
 Decodes with Pillow as a viewer would show it: first frame, EXIF orientation applied once, alpha laid
-on white, palette and CMYK converted, 16-bit samples scaled to 8 bits (not cut off at 255).
+on white, palette and CMYK converted, 16-bit samples scaled to 8 bits and not cut off at 255: greys
+rounded, colours by their high byte, as Pillow reads them, which is the same or 1 less.
 """
 
 from __future__ import annotations
@@ -140,10 +141,10 @@ def _pixels(image: Image.Image) -> np.ndarray:
 
 
 def _from_deep_grey(grey: np.ndarray, mode: str) -> np.ndarray:
-    """Greys of more than 8 bits, shape (height, width), to RGB by their high byte."""
+    """Greys of more than 8 bits, shape (height, width), to RGB, rounded to the nearest of 8 bits."""
     if mode == "F" or grey.min() < 0 or grey.max() > 65535:
         raise ValueError(f"samples of mode {mode} have no known white")
-    eight_bit = (grey.astype(np.uint32) // 257).astype(np.uint8)
+    eight_bit = ((grey.astype(np.uint32) + 128) // 257).astype(np.uint8)
     return np.repeat(eight_bit[:, :, None], 3, axis=2)
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from curate.download.decoder import REQUEST, SHARED_BYTES, _request, _write
+from curate.download.decoder import NO_HASH, REQUEST, SHARED_BYTES, _request, _write
 
 
 @pytest.fixture
@@ -39,6 +39,10 @@ def test_a_request_may_come_in_pieces(pipe: tuple[int, int], piece: int, length:
     body = bytes(range(256))[:length] * 2
     data = REQUEST.pack(4, len(body)) + b"abcd" + body
     assert asked(pipe, data, piece) == ("abcd", body)
+
+
+def test_no_hash_is_not_an_empty_one(pipe: tuple[int, int]) -> None:
+    assert asked(pipe, REQUEST.pack(NO_HASH, 3) + b"abc", 100) == (None, b"abc")
 
 
 def test_a_body_may_lie_in_memory(pipe: tuple[int, int]) -> None:

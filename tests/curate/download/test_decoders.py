@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -97,6 +98,7 @@ def test_answers_are_those_of_the_pure_function(made: Any, answers: Answers) -> 
     costs = ours.costs()
     assert costs["pictures"] == len(bodies)
     assert 0 < costs["decode_cpu_s"] < costs["decoder_cpu_s"]
+    assert costs["decoder_cpu_s"] > 0.08  # the start of two processes is in it
     assert set(ours.costs().values()) == {0.0}
 
 
@@ -164,16 +166,114 @@ def test_memory_is_limited(made: Any, answers: Answers) -> None:
 
 
 @pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
-def test_a_child_that_cannot_start_is_said_for_each(
+def test_a_child_that_cannot_start_is_told_and_each_key_answered(
     program: str, made: Any, answers: Answers, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "executable", program)
-    ours = made()
+    told: list[Exception] = []
+    ours = made(failed=told.append)
     for key in range(3):
         ours.submit(key, body())
-    for found in answers.wait(3, 20).values():
-        assert found.kind == "other"
-        assert "decod" in (found.error_message or "")
+    assert {found.kind for found in answers.wait(3, 20).values()} == {"decode.crashed"}
+    assert "decod" in str(told[0])
+
+
+def kill_child(ours: Decoders) -> None:
+    pid = child_of(ours).pid
+    os.kill(pid, signal.SIGKILL)
+    deadline_s = time.monotonic() + 5
+    while alive(pid) and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+
+
+def test_one_that_died_while_idle_costs_no_picture(made: Any, answers: Answers) -> None:
+    ours = made()
+    ours.submit(0, body())
+    answers.wait(1)
+    kill_child(ours)
+    ours.submit(1, body(1))
+    assert answers.wait(2)[1].kind is None
+    monkey = child_of(ours)
+    monkey.is_alive = lambda: True  # type: ignore[method-assign]  # it dies right after we looked
+    kill_child(ours)
+    ours.submit(2, body(2))
+    monkey.is_alive = lambda: False  # type: ignore[method-assign]
+    assert answers.wait(3)[2].kind is None
+
+
+def test_a_start_that_fails_for_a_moment_is_tried_again(
+    made: Any, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[Exception] = []
+    ours = made(failed=told.append)
+    ours.submit(0, body())
+    answers.wait(1)
+    real, calls = subprocess.Popen, []
+
+    def busy(*arguments: Any, **options: Any) -> Any:
+        calls.append(1)
+        if len(calls) <= 2:
+            raise OSError(errno.EPERM, "not now")
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(subprocess, "Popen", busy)
+    kill_child(ours)
+    ours.submit(1, body())
+    assert answers.wait(2)[1].kind is None
+    assert len(calls) == 3
+    assert told == []
+
+
+def test_whatever_fails_each_key_is_answered_and_the_thread_goes_on(
+    made: Any, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    monkeypatch.setattr(decoders, "_PAUSES_S", (0.01,))
+    monkeypatch.setattr(os, "memfd_create", none_left)
+    ours = made()
+    ours.submit(0, body())
+    assert answers.wait(1, 5)[0].kind == "decode.crashed"
+    monkeypatch.undo()
+    ours.submit(1, body())
+    assert answers.wait(2)[1].kind is None
+    monkeypatch.setattr(child_of(ours), "_receive", lambda _: 1 / 0)
+    ours.submit(2, body())
+    ours.submit(3, body())
+    found = answers.wait(4)
+    assert (found[2].kind, found[3].kind) == ("decode.crashed", None)
+    assert "ZeroDivisionError" in (found[2].error_message or "")
+
+
+def test_children_may_start_before_the_first_body(made: Any, answers: Answers) -> None:
+    ours = made(processes=2)
+    ours.warm(1)
+    deadline_s = time.monotonic() + 10
+    while not ours._idle and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    pid = child_of(ours).pid
+    ours.submit(0, body())
+    answers.wait(1)
+    assert child_of(ours).pid == pid
+
+
+def test_an_empty_hash_is_no_right_hash(made: Any, answers: Answers) -> None:
+    ours = made()
+    for key, expected in enumerate((None, "", "0" * 32)):
+        ours.submit(key, body(), expected)
+    found = answers.wait(3)
+    assert [found[key].kind for key in range(3)] == [None, "hash", "hash"]
+
+
+def test_a_child_gets_no_secrets(
+    made: Any, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+    ours = made()
+    ours.submit(0, body())
+    answers.wait(1)
+    assert b"s3cret" not in Path(f"/proc/{child_of(ours).pid}/environ").read_bytes()
 
 
 def test_children_end_when_idle_and_come_back(

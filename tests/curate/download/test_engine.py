@@ -91,6 +91,9 @@ class Decoding:
     def submit(self, key: Any, body: bytes, expected_hash: str | None = None) -> None:
         self.done(key, pictured(body.decode(), expected_hash))
 
+    def warm(self, count: int) -> None:
+        pass
+
     def costs(self) -> dict[str, float]:
         return {"pictures": 1.0}
 
@@ -150,6 +153,8 @@ def assert_even(engine: Engine) -> None:
     assert set(engine._rows) == set(engine._given)
     assert {id(job) for job in engine._jobs.values()} == {id(r.job) for r in engine._given.values()}
     assert not engine._gets
+    assert not engine._held_back
+    assert engine._decoding == 0
     assert not engine._parts
     assert not engine._awaited
 
@@ -301,6 +306,82 @@ def test_beyond_the_memory_pictures_wait_in_the_journal(
     assert_even(engine)
 
 
+@pytest.mark.parametrize("notes", ["", "memory://engine-notes/part"])
+def test_without_a_journal_on_disk_pictures_stay_within_the_memory(
+    made: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch, notes: str
+) -> None:
+    monkeypatch.setattr(module, "_FIRST_GUESS_BYTES", 10)
+    web = Web(own_thread=False)
+    engine = made(web, memory_bytes=8 * PICTURE_BYTES)
+    urls: list[str | None] = [f"http://a/{number}" for number in range(60)]
+    engine.expect(*rows_of(urls), notes)
+    for url in web.asked[5:]:
+        web.answer(url)
+        assert engine._held_bytes <= 5 * PICTURE_BYTES
+    assert web.released < 10 * len("http://a/10")  # the bodies wait, and the fetcher with them
+    for url in web.asked[:5]:
+        web.answer(url)
+    for start in range(0, 60, 6):
+        part = [column[start : start + 6] for column in rows_of(urls)]
+        assert engine.collect(*part) == [expected(url, None) for url in part[1]]
+    assert_even(engine)
+
+
+def test_bodies_that_wait_give_way_to_one_that_is_waited_for(
+    made: Callable[..., Engine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The fetcher may have no room for it before they are released."""
+    monkeypatch.setattr(module, "_FIRST_GUESS_BYTES", 10)
+    monkeypatch.setattr(module, "_STARVED_S", 0.001)
+    web = Web(own_thread=False)
+    engine = made(web, memory_bytes=2 * PICTURE_BYTES)
+    urls: list[str | None] = [f"http://a/{number}" for number in range(30)]
+    engine.expect(*rows_of(urls), "")
+    for url in web.asked[1:]:
+        web.answer(url)
+    before = web.released
+    waiting = threading.Thread(target=lambda: engine.collect(*rows_of(urls[:1])))
+    waiting.start()
+    deadline_s = time.monotonic() + 5
+    while engine._held_back and time.monotonic() < deadline_s:
+        time.sleep(0.002)
+    assert not engine._held_back
+    assert web.released > before
+    web.answer("http://a/0")
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def test_a_body_that_nobody_wants_any_more_is_released(made: Callable[..., Engine]) -> None:
+    web = Web(own_thread=False)
+    engine = made(web)
+    engine.expect(*rows_of(urls_of("a b")), "")
+    for row in list(engine._rows.values()):
+        engine._drop(row)
+    for url in list(web.pending):
+        web.answer(url)
+    assert web.released == len("http://a/a") * 2
+    assert (engine._unfinished, engine._held_bytes) == (0, 0)
+
+
+def test_closing_wakes_who_waits(made: Callable[..., Engine]) -> None:
+    engine = made(Web(own_thread=False))
+    faults: list[BaseException] = []
+
+    def collect() -> None:
+        try:
+            engine.collect(*rows_of(urls_of("a")))
+        except StageError as fault:
+            faults.append(fault)
+
+    waiting = threading.Thread(target=collect)
+    waiting.start()
+    time.sleep(0.05)
+    engine.close()
+    waiting.join(5)
+    assert "closed" in str(faults[0])
+
+
 def test_a_picture_that_a_journal_lost_is_fetched_again(
     made: Callable[..., Engine], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -312,6 +393,8 @@ def test_a_picture_that_a_journal_lost_is_fetched_again(
     deadline_s = time.monotonic() + 5
     while len(Journal(str(tmp_path)).read()) < 3:
         assert time.monotonic() < deadline_s
+    lost = {row.key[0] for row in engine._rows.values() if row.job.outcome.image is None}  # type: ignore[union-attr]
+    assert lost
     for path in tmp_path.iterdir():
         path.unlink()
     assert engine.collect(*rows_of(urls)) == [expected(url, None) for url in urls]

@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -563,11 +563,77 @@ def test_a_request_names_the_tool(fetched: Fetched) -> None:
         {"skip_reencode": True, "disable_all_reencoding": True},
         {"engine": "img2dataset", "quality": "exact"},
         {"engine": "img2dataset", "decode_timeout": 3.0},
+        {"image_size": 10_001},
+        {"decode_processes": 257},
+        {"disallowed_header_directives": ("noai", "TDM")},
+        {"disallowed_header_directives": ("tdm_reservation",)},
+        {"disallowed_header_directives": ("no-index",)},
+        {"disallowed_header_directives": ("noimagesai",)},
     ],
 )
 def test_impossible_options_are_refused_with_a_hint(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="hint: "):
         Fetch(**options).check()
+
+
+def test_any_other_directive_may_be_disallowed() -> None:
+    Fetch(disallowed_header_directives=("nofollow", "max-snippet", "of-our-own")).check()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "place", "there"),
+    [
+        ("timeout", 3.0, "policy", ("timeout_s", 3.0)),
+        ("first_byte_timeout", 3.0, "policy", ("first_byte_timeout_s", 3.0)),
+        ("max_bytes", 77, "policy", ("max_bytes", 77)),
+        ("max_redirects", 3, "policy", ("max_redirects", 3)),
+        ("allow_hosts", ("A",), "policy", ("allow_hosts", frozenset({"a"}))),
+        ("user_agent_token", "me", "policy", ("user_agent_token", "me")),
+        ("disallowed_header_directives", ("X",), "policy", ("disallowed_directives", frozenset("x"))),
+        ("robots_txt", True, "policy", ("robots_txt", True)),
+        ("requests_per_host", 3, "policy", ("requests_per_host", 3)),
+        ("requests_per_s_per_host", 3.0, "policy", ("requests_per_s_per_host", 3.0)),
+        ("http2", False, "policy", ("http2", False)),
+        ("retries", 3, "policy", ("retries", 3)),
+        ("thread_count", 3, "engine", ("most_requests", 3)),
+        ("decode_processes", 3, "engine", ("processes", 3)),
+        ("decode_timeout", 3.0, "engine", ("decode_timeout_s", 3.0)),
+        ("memory_mb", 3, "engine", ("memory_bytes", 3 << 20)),
+        ("verify_hash", ("h", "md5"), "pictures", ("hash_name", "md5")),
+        *(
+            (name, value, "pictures", (name, value))
+            for name, value in {
+                "image_size": 3, "resize_mode": "no", "resize_only_if_bigger": True,
+                "upscale_interpolation": "cubic", "downscale_interpolation": "cubic", "min_image_size": 3,
+                "max_aspect_ratio": 3.0, "max_image_area": 3, "max_frames": 3, "encode_format": "webp",
+                "encode_quality": 3, "skip_reencode": True, "disable_all_reencoding": True,
+                "extract_exif": True, "quality": "exact",
+            }.items()
+        ),
+    ],
+)  # fmt: skip
+def test_each_option_reaches_what_heeds_it(
+    option: str, value: Any, place: str, there: tuple[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import curate.download.engine as module
+
+    given: dict[str, Any] = {}
+
+    def engine(policy: Any, pictures: Any, **settings: Any) -> None:
+        given.update(policy=vars(policy), pictures=vars(pictures), engine=settings)
+
+    monkeypatch.setattr(module, "Engine", engine)
+    Fetch().open()
+    name, expected = there
+    assert given[place][name] != expected
+    Fetch(**{option: value}).open()
+    assert given[place][name] == expected
+
+
+def test_no_option_is_left_out_of_that_test() -> None:
+    (marks,) = test_each_option_reaches_what_heeds_it.pytestmark  # type: ignore[attr-defined]
+    tested = {case[0] for case in marks.args[1]}
+    assert tested == {option.name for option in fields(Fetch)} - {"engine"}
 
 
 def test_an_expected_hash_is_text() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import itertools
 import resource
 import socket
 import ssl
@@ -37,6 +38,7 @@ class Run:
         self.order: list[Any] = []
         self.keep = False
         self._some = threading.Condition()
+        self._numbers = itertools.count()
         self.fetcher = Fetcher(
             policy, most_requests=most, memory_bytes=memory_bytes, done=self._done
         )
@@ -50,9 +52,8 @@ class Run:
             self.fetcher.release(len(result.data))
 
     def submit(self, *urls: str | None) -> None:
-        start = len(self.results) + self.fetcher.waiting()
-        for number, url in enumerate(urls, start):
-            self.fetcher.submit(number, url)
+        for url in urls:
+            self.fetcher.submit(next(self._numbers), url)
 
     def wait(self, count: int, timeout_s: float = 20.0) -> list[str]:
         """The kind of each result ("" for a body), by key."""
@@ -204,6 +205,28 @@ def test_relative_and_non_ascii_redirects_are_followed() -> None:
         assert body(seen.base) == b"/ziel%20%C3%BC.jpg"
         assert body(seen.base + "/ä b?ü#part") == b"/%C3%A4%20b?%C3%BC"
     assert seen.connections == 2  # a redirect keeps its connection
+
+
+def test_a_redirect_whose_body_drips_is_followed_at_once() -> None:
+    def send(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.2:%d/\r\n\r\n" % port)
+        with contextlib.suppress(OSError):
+            for _ in range(40):
+                time.sleep(0.05)
+                connection.sendall(b"x")
+
+    with keep_alive_server(lambda path: ok(b"there"), host="127.0.0.2") as seen:
+        port = int(seen.base.rpartition(":")[2])
+        with raw_server(send) as base:
+            began_s = time.monotonic()
+            assert body(base) == b"there"
+            assert time.monotonic() - began_s < 1.0
+
+
+def test_a_url_of_megabytes_ends_alone() -> None:
+    with keep_alive_server(lambda path: ok(b"x")) as seen, running() as run:
+        urls = [seen.base, f"{seen.base}/{'a' * 8_100_000}", seen.base]
+        assert run(*urls) == ["", "bad_url", ""]
 
 
 def test_what_is_sent_names_the_tool_and_nothing_of_the_user(
@@ -449,6 +472,21 @@ def test_a_body_larger_than_the_budget_still_comes() -> None:
             assert run(*urls) == [""] * 8
 
 
+def test_few_bodies_are_handed_out_at_once_however_small() -> None:
+    with keep_alive_server(lambda path: ok(b"x")) as seen, running(most=32) as run:
+        run.keep = True
+        run.fetcher._desk.memory.most_bodies = 10
+        run.submit(*[seen.base] * 200)
+        run.wait(10)
+        time.sleep(0.3)
+        assert len(run.order) == 10
+        assert len(seen.paths) <= 10 + 32
+        for released in range(200):
+            run.wait(released + 1)
+            run.fetcher.release(1)
+    assert run.kinds() == [""] * 200
+
+
 # Connections
 
 
@@ -499,8 +537,8 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return struct.pack(">I", len(payload))[1:] + struct.pack(">BBI", kind, flags, stream) + payload
 
 
-def speak_http2(connection: socket.socket, streams: list[int]) -> None:
-    """Answers every stream with 200 and "two"."""
+def speak_http2(connection: socket.socket, streams: list[int], answers: int = 1000) -> None:
+    """Answers streams with 200 and "two", so many of them."""
     lines = connection.makefile("rb")
     lines.read(24)  # the preface
     connection.sendall(frame(4, 0, 0, b""))
@@ -509,7 +547,7 @@ def speak_http2(connection: socket.socket, streams: list[int]) -> None:
         kind, flags, stream = struct.unpack(">BBI", head[3:])
         if kind == 4 and not flags & 1:
             connection.sendall(frame(4, 1, 0, b""))
-        if kind == 1:
+        if kind == 1 and len(streams) < answers:
             streams.append(stream)
             # Static table entry 8 is ":status: 200".
             connection.sendall(frame(1, 4, stream, b"\x88") + frame(0, 1, stream, b"two"))
@@ -540,6 +578,34 @@ def test_http2_where_the_server_offers_it(
             assert run.fetcher.costs()["connections"] == 1  # all on one
         assert len(set(streams)) == 10
         assert body(base, http2=False) == b"one"
+
+
+def test_a_dead_http2_connection_is_left(
+    trusted: tuple[Path, ssl.SSLContext], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, _ = trusted
+    monkeypatch.setenv("SSL_CERT_FILE", str(own))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(own.with_name("both.pem"))
+    context.set_alpn_protocols(["h2"])
+    connections: list[int] = []
+
+    def send(connection: socket.socket) -> None:
+        connections.append(1)
+        answers = 3 if len(connections) == 1 else 1000  # the first one goes dead
+        with context.wrap_socket(connection, server_side=True) as secure:
+            speak_http2(secure, [], answers)
+
+    limits = {"timeout_s": 0.5, "requests_per_host": 2}
+    with raw_server(send, scheme="https") as base, running(**limits) as run:
+        assert run(*[base] * 3) == [""] * 3
+        for _ in range(30):  # always some on it
+            run.submit(base)
+            time.sleep(0.05)
+        kinds = run.wait(33)[3:]
+    assert kinds.count("") >= 20
+    assert set(kinds) <= {"", "timeout.first_byte"}
+    assert len(connections) <= 8
 
 
 # Hosts
@@ -580,7 +646,7 @@ def test_order_of_start_is_that_of_submission() -> None:
 
 
 def test_a_dead_host_is_left_alone_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("curate.download.pace._DOWN_S", 0.5)
+    monkeypatch.setattr("curate.download.health._DOWN_S", 0.5)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     with running(requests_per_host=4) as run:
@@ -596,12 +662,42 @@ def test_a_dead_host_is_left_alone_and_tried_again(monkeypatch: pytest.MonkeyPat
             assert run.wait(220)[200:] == [""] * 20
 
 
+def test_a_host_that_asks_for_hours_ends_what_waits_for_it() -> None:
+    def reply(path: str) -> bytes:
+        return answer(429, b"", "Retry-After: 3600")
+
+    with keep_alive_server(reply) as seen, running(requests_per_host=2) as run:
+        kinds = run(*[seen.base] * 100)
+    assert set(kinds) == {"http.429", "host_down"}
+    assert len(seen.paths) <= 4
+
+
+def test_a_host_that_says_too_much_is_asked_less_and_less(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("curate.download.health._FIRST_PAUSE_S", 0.1)
+    with keep_alive_server(lambda path: answer(429)) as seen, running(requests_per_host=2) as run:
+        run.submit(*[seen.base] * 100)
+        time.sleep(1.0)
+        assert len(seen.paths) <= 2 * 5  # after 0, 0.1, 0.3, 0.7 s
+        run.fetcher.close()
+
+
+def test_a_host_that_drips_is_left_alone_in_the_end() -> None:
+    with (
+        raw_server(dripping(OK + b"Content-Length: 1000\r\n\r\n", b"x")) as base,
+        running(timeout_s=0.2, requests_per_host=16) as run,
+    ):
+        assert run(*[base] * 200).count("host_down") >= 150
+
+
 # Retries
 
 
 @pytest.mark.parametrize("form", ["seconds", "date", "none"])
 def test_transient_failures_are_tried_again(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curate.download.fetch_loop._BACKOFF_S", 0.1)
+    monkeypatch.setattr("curate.download.health._FIRST_PAUSE_S", 0.1)
 
     def reply(path: str) -> bytes:
         if seen.counts[path] >= 3:
@@ -683,6 +779,42 @@ def test_a_huge_robots_txt_is_cut() -> None:
         assert run(seen.base + "/private/a", seen.base + "/b") == ["robots", ""]
 
 
+def test_a_robots_txt_is_cut_also_where_its_length_is_announced_or_packed() -> None:
+    rules = b"User-agent: *\nDisallow: /private/\n" + b"# " + b"x" * (1 << 20)
+
+    def reply(path: str) -> bytes:
+        if path != "/robots.txt":
+            return ok(b"x")
+        packed = gzip.compress(rules)
+        return ok(packed, "Content-Encoding: gzip") if port in gzipped else ok(rules)
+
+    gzipped: set[str] = set()
+    for _ in range(2):
+        with keep_alive_server(reply) as seen, running(robots_txt=True, max_bytes=1000) as run:
+            port = seen.base.rpartition(":")[2]
+            assert run(seen.base + "/private/a", seen.base + "/b") == ["robots", ""]
+        gzipped = {str(number) for number in range(1 << 16)}
+
+
+def test_a_crawl_delay_is_kept() -> None:
+    def reply(path: str) -> bytes:
+        return ok(b"User-agent: *\nCrawl-delay: 0.2\n" if path == "/robots.txt" else b"x")
+
+    with keep_alive_server(reply) as seen, running(robots_txt=True) as run:
+        assert run(*[seen.base] * 4) == [""] * 4
+    gaps = [later - sooner for sooner, later in zip(seen.times_s[1:], seen.times_s[2:])]
+    assert min(gaps) > 0.15
+
+
+def test_a_robots_txt_that_leads_to_a_private_address_is_a_refusal_by_robots() -> None:
+    def reply(path: str) -> bytes:
+        away = answer(302, b"", "Location: http://10.0.0.1/robots.txt")
+        return away if path == "/robots.txt" else ok(b"x")
+
+    with keep_alive_server(reply) as seen, running(robots_txt=True) as run:
+        assert run(seen.base) == ["robots"]
+
+
 # The thread
 
 
@@ -698,6 +830,7 @@ def test_the_thread_ends_when_idle_and_starts_again(monkeypatch: pytest.MonkeyPa
             if thread is not None:
                 thread.join(5)
             assert run.fetcher._thread is None
+            assert run.fetcher._loop is None
         assert run.kinds() == [""] * 3
 
 

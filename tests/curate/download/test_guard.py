@@ -49,6 +49,11 @@ POLICY = Policy(
         ("http://example.com?", "http://example.com/"),
         ("http://EXAMPLE.com:8080/A", "http://example.com:8080/A"),
         ("http://a_b.example/x", "http://a_b.example/x"),
+        ("http://faß.example/", "http://xn--fa-hia.example/"),
+        ("http://BÜCHER.Example/", "http://xn--bcher-kva.example/"),
+        ("http://１２７.0.0.1/", "http://127.0.0.1/"),
+        ("http://☕.example/", "http://xn--53h.example/"),
+        ("http://a_b.bücher.example/", "http://a_b.xn--bcher-kva.example/"),
         ("http://[::FFFF:7f00:1]/", "http://[::ffff:7f00:1]/"),
         ("http://[2001:db8::1]:81/x", "http://[2001:db8::1]:81/x"),
     ],
@@ -67,6 +72,12 @@ def test_urls_are_made_ascii(url: str, clean: str) -> None:
         ("http://host:port/", "bad_url"),
         ("http://[::1/", "bad_url"),
         ("http://a..b/", "bad_url"),
+        ("http://ü..b/", "bad_url"),
+        (f"http://{'ü' * 60}.example/", "bad_url"),
+        (f"http://{'a' * 64}.example/", "bad_url"),
+        (f"http://{'abcdefgh.' * 30}example/", "bad_url"),
+        ("http://example.com/" + "a" * (64 << 10), "bad_url"),
+        ("http://example.com/" + "ü" * (20 << 10), "bad_url"),  # too long once encoded
         ("http://user:pass@example.com/", "bad_url"),
         ("http://example.com:99999/", "bad_url"),
         ("http://good.example\\@127.0.0.1/", "bad_url"),
@@ -116,6 +127,25 @@ def test_any_text_is_a_target_or_a_refusal(url: str) -> None:
         ("64:ff9b::7f00:1", True),
         ("64:ff9b::808:808", False),
         ("2002:7f00:1::", True),
+        ("2002:808:808::", False),
+        ("2001:0:7f00:1::", True),  # Teredo
+        ("2001:db8::1", True),
+        ("3fff::1", True),
+        ("3fff:1000::1", False),
+        ("fec0::1", True),  # site-local
+        ("64:ff9b:1::808:808", True),
+        ("5f00::1", True),
+        ("100::1", True),
+        ("::8.8.8.8", True),
+        ("192.88.99.1", True),
+        ("192.0.0.9", True),
+        ("198.18.0.1", True),
+        ("203.0.113.9", True),
+        ("240.0.0.1", True),
+        ("168.63.129.16", True),
+        ("172.32.0.1", False),
+        ("100.128.0.1", False),
+        ("192.0.1.1", False),
     ],
 )
 def test_only_public_addresses_are_free(address: str, expected: bool) -> None:
@@ -169,6 +199,7 @@ def test_hosts_are_named_with_or_without_port(names: tuple[str, ...], expected: 
         ("file:///etc/passwd", "scheme"),
         ("http://[1/", "bad_url"),
         ("javascript:x", "scheme"),
+        ("/" + "a" * (64 << 10), "bad_url"),
     ],
 )
 def test_redirects_lead_where_a_browser_would_go_or_nowhere(location: str, expected: str) -> None:
@@ -201,7 +232,11 @@ def test_redirects_lead_where_a_browser_would_go_or_nowhere(location: str, expec
         (200, {"x-robots-tag": ["clip-pipe: noai"]}, "opt_out"),
         (200, {"tdm-reservation": ["1"]}, "opt_out"),
         (200, {"tdm-reservation": ["0"]}, Accepted(None, "")),
+        (203, {"content-length": [" 12 "]}, Accepted(12, "")),
+        (206, {}, "http.206"),
         (302, {"location": ["/x"]}, Redirect("/x")),
+        (302, {"location": ["/x"], "x-robots-tag": ["noai"]}, "opt_out"),
+        (404, {"x-robots-tag": ["noai"]}, "http.404"),
         (302, {"location": [" "]}, "redirect"),
         (308, {}, "redirect"),
         (304, {}, "http.304"),
@@ -264,3 +299,30 @@ def test_certificates_come_from_the_environment_first(
     monkeypatch.delenv("SSL_CERT_FILE")
     file, folder = trusted_certificates()
     assert Path(file or folder or "").exists()
+
+
+@given(st.lists(st.binary(max_size=500), min_size=1, max_size=6), st.integers(0, 3))
+def test_a_gzip_body_may_have_several_members(parts: list[bytes], zeros: int) -> None:
+    body = b"".join(map(gzip.compress, parts))
+    whole = b"".join(parts)
+    assert inflated(body + b"\0" * zeros, "gzip", len(whole)) == whole
+    if whole:
+        assert inflated(body, "gzip", len(whole) - 1) is None
+
+
+def test_members_without_end_and_across_pieces() -> None:
+    big = bytes(range(256)) * 1000
+    body = gzip.compress(big, 0) * 3  # no piece of the input ends where a member does
+    assert inflated(body, "gzip", 1 << 20) == big * 3
+    with pytest.raises(Refused) as caught:
+        inflated(gzip.compress(b"") * 100_000, "gzip", 1 << 20)
+    assert caught.value.kind == "protocol"
+
+
+def test_a_cut_body_counts_as_far_as_it_goes() -> None:
+    rules = b"Disallow: /private/\n" * 10_000
+    packed = gzip.compress(rules)
+    assert inflated(packed, "gzip", 1000, cut=True) == rules[:1000]
+    found = inflated(packed[: len(packed) // 2], "gzip", 1 << 20, cut=True)
+    assert found
+    assert rules.startswith(found)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import io
+import struct
+import time
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from curate.download.header import ends_well, exif_orientation, frames, header
 from curate.score import picture
@@ -137,3 +139,64 @@ def test_real_files_agree_with_pillow() -> None:
             assert found.orientation == theirs[1], name
         compared += 1
     assert compared > 100
+
+
+def with_hidden_frame(body: bytes, marker: int) -> bytes:
+    """A JPEG with another frame header, which only those see who take a lone marker for a segment."""
+    frame = b"\xff\xc0" + struct.pack(">HBHHB", 11, 8, 300, 300, 1) + bytes([1, 0x11, 0])
+    start = b"\xff\xd8\xff" + bytes([marker]) + b"\xff\xfe\xff\xf0" + bytes(0xFFF0 - 2)
+    gap = bytes(4 + 0xFFFE - len(start) - 4)
+    comment = gap + frame + b"\xff\xda\0\x0c" + bytes(12)
+    return start + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + body[2:]
+
+
+@pytest.mark.parametrize("marker", [0x01, *range(0xD0, 0xD8)])
+def test_a_size_that_parsers_may_see_otherwise_is_not_believed(marker: int) -> None:
+    assert header(with_hidden_frame(encoded(quadrants(), "JPEG"), marker)) is None
+
+
+def test_two_frame_headers_are_not_believed() -> None:
+    body = encoded(quadrants(64, 48), "JPEG")
+    at = body.index(b"\xff\xc0")
+    assert header(body[:at] + body[at : at + 19] + body[at:]) is None
+
+
+def test_twelve_bits_are_not_plain() -> None:
+    body = bytearray(encoded(quadrants(64, 48), "JPEG"))
+    body[body.index(b"\xff\xc0") + 4] = 12
+    assert header(bytes(body)) is None
+
+
+def test_orientation_of_xmp_counts_where_exif_has_none() -> None:
+    xmp = b'http://ns.adobe.com/xap/1.0/\0<x tiff:Orientation="6"/>'
+    segment = b"\xff\xe1" + struct.pack(">H", len(xmp) + 2) + xmp
+    body = encoded(quadrants(64, 48), "JPEG")
+    found = header(body[:2] + segment + body[2:])
+    assert found is not None
+    assert found.orientation == 6
+    turned = with_orientation(quadrants(64, 48), 3)
+    found = header(turned[:2] + segment + turned[2:])
+    assert found is not None
+    assert found.orientation == 3
+
+
+def test_words_about_animation_are_no_animation() -> None:
+    notes = PngImagePlugin.PngInfo()
+    notes.add_text("Comment", "how acTL chunks work")
+    file = io.BytesIO()
+    Image.fromarray(quadrants()).save(file, "PNG", pnginfo=notes)
+    assert frames(file.getvalue(), 1000) == 1
+
+
+def test_a_body_of_nothing_but_blocks_is_too_much_in_time() -> None:
+    gif = b"GIF89a" + struct.pack("<HH", 64, 64) + b"\0\0\0" + b"\x21\x01\0" * 4_000_000
+    webp = b"RIFF\0\0\0\0WEBP" + b"JUNK\0\0\0\0" * 2_000_000
+    began_s = time.process_time()
+    assert frames(gif, 1000) == 1001
+    assert frames(webp, 1000) == 1001
+    assert time.process_time() - began_s < 0.5
+
+
+def test_counting_stops_past_the_most() -> None:
+    for kind in ("GIF", "WEBP", "TIFF"):
+        assert frames(moving(kind, 9), 4) == 5

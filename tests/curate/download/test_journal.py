@@ -11,6 +11,7 @@ import tempfile
 import threading
 import time
 import uuid
+import zlib
 from pathlib import Path
 
 import fsspec
@@ -44,7 +45,7 @@ texts = st.none() | st.text(max_size=20)
 outcomes = st.one_of(
     st.builds(
         Outcome,
-        image=st.binary(min_size=1, max_size=300) | st.just(module._MAGIC * 3),
+        image=st.binary(min_size=1, max_size=300) | st.just(b"\xc1clip-j1" * 3),
         width=st.integers(1, 1 << 31),
         sha256=texts,
         exif=texts,
@@ -278,6 +279,80 @@ def test_a_store_that_fails_is_told_and_the_run_goes_on(
     journal.write("a", success(b"1"))
     journal.close()
     assert "A killed run would fetch" in caplog.text
+
+
+def record(key: bytes, words: bytes, image: bytes = b"EVIL") -> bytes:
+    crc = zlib.crc32(image, zlib.crc32(words))
+    return module._HEAD.pack(key, len(words), len(image), crc) + words + image
+
+
+def test_a_picture_cannot_look_like_a_record(tmp_path: Path) -> None:
+    """One whose record is cut short, so that reading looks for the next one inside the picture."""
+    words = json.dumps(["c", {"width": 7}]).encode()
+    first = Journal(str(tmp_path))
+    first.write("other", success(b"1"))  # a key that was known would be another file's
+    key = bytes.fromhex(files(tmp_path)[0].stem)
+    journal = Journal(str(tmp_path / "part"))
+    journal.write("a", success(b"good"))
+    journal.write("b", success(b"\xff\xd8" + record(key, words) + bytes(1000)))
+    (path,) = files(tmp_path / "part")
+    os.truncate(path, path.stat().st_size - 10)
+    assert list(whole(tmp_path / "part")) == ["a"]
+
+
+@pytest.mark.parametrize(
+    "words", [b"{not json", b"[1]", b'["a", 3]', b'[3, {"kind": null}]', b'["a", {"kind": 3}]']
+)
+def test_a_record_out_of_form_is_told_and_left_out(
+    tmp_path: Path, words: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    journal = Journal(str(tmp_path))
+    journal.write("a", success(b"good"))
+    journal.close()
+    (path,) = files(tmp_path)
+    good = path.read_bytes()
+    path.write_bytes(record(bytes.fromhex(path.stem), words) + good)
+    assert list(whole(tmp_path)) == ["a"]
+    assert "left out" in caplog.text
+    path.rename(tmp_path / "renamed.journal")
+    assert whole(tmp_path) == {}
+
+
+def test_notes_that_another_attempt_may_end_otherwise_are_not_read(tmp_path: Path) -> None:
+    """Of a writer that noted more."""
+    journal = Journal(str(tmp_path))
+    journal.write("a", success(b"good"))
+    journal.close()
+    (path,) = files(tmp_path)
+    words = json.dumps(["b", {"kind": "timeout.total"}]).encode()
+    path.write_bytes(path.read_bytes() + record(bytes.fromhex(path.stem), words, b""))
+    assert list(whole(tmp_path)) == ["a"]
+
+
+def test_a_slow_store_holds_up_nothing_and_little_waits_for_it(
+    remote: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_SEGMENT_BYTES", 1000)
+    monkeypatch.setattr(module, "_MOST_GATHERED_BYTES", 3000)
+    real, may_go = module._put, threading.Event()
+
+    def slow(path: str, records: list[bytes]) -> None:
+        may_go.wait(5)
+        real(path, records)
+
+    monkeypatch.setattr(module, "_put", slow)
+    journal = Journal(remote)
+    for number in range(50):
+        journal.write(str(number), success(bytes(1000)))
+    assert isinstance(journal._writer, module._Segments)
+    assert journal._writer._bytes < 5000
+    ending = threading.Thread(target=journal.close, kwargs={"keep": False})
+    ending.start()
+    time.sleep(0.05)
+    assert ending.is_alive()  # or a segment could appear after the folder was removed
+    may_go.set()
+    ending.join(5)
+    assert len(storage.listed(remote)) == 1
 
 
 def test_notes_are_json_that_another_tool_can_read(tmp_path: Path) -> None:

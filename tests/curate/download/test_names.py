@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 import time
 from collections.abc import Callable
@@ -99,3 +100,22 @@ def test_the_resolver_of_the_machine() -> None:
         found = module._look_up(name)
         assert isinstance(found, Refused)
         assert found.kind == "dns"
+
+
+def test_the_resolvers_own_troubles_are_passing_and_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    raised = [0]
+
+    def fail(*_: object, **__: object) -> None:
+        raise socket.gaierror(raised[0], "words")
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", fail)  # type: ignore[attr-defined]
+    names = Names(lambda: None, timeout_s=5.0)
+    for code, passing in ((socket.EAI_AGAIN, True), (socket.EAI_NONAME, False)):
+        raised[0] = code
+        found = module._look_up("name.example")
+        assert isinstance(found, Refused)
+        assert (found.kind, found.passing) == ("dns", passing)
+        names._keep("name.example", found, 0.0)
+        assert (names.addresses("name.example", 1.0) is None) == passing

@@ -28,6 +28,16 @@ DIRECTIVES = frozenset({"noai", "noimageai"})
         (["unavailable_after: 25 Jun 2030 15:00:00 PST"], False),
         (["", ",,:,", ":noai"], True),
         (["none"], False),
+        (["unavailable_after: Sun, 06 Nov 2033 08:49:37 GMT, noai"], True),
+        (["unavailable_after: Sunday, 06-Nov-33 08:49:37 GMT, noai"], True),
+        (["unavailable_after: Sun, 06 Nov 2033 08:49:37 GMT"], False),
+        (["otherbot: unavailable_after: Sun, 06 Nov 2033 08:49:37 GMT, noai"], False),
+        (["noarchive;noai"], True),
+        (["otherbot: noarchive; noai"], False),
+        (["noarchive noai"], True),
+        (["otherbot: noarchive noai"], False),
+        (["clip-pipe: noarchive noai"], True),
+        (["see our page about noai"], False),  # a sentence
     ],
 )
 def test_directives_are_read_one_by_one(lines: list[str], expected: bool) -> None:
@@ -46,6 +56,9 @@ def test_none_stands_for_noindex() -> None:
 def test_tdm_reservation_counts_where_it_is_asked_for() -> None:
     asked = frozenset({"tdm-reservation"})
     assert reserved(["0", " 1 "], asked)
+    assert reserved(["0, 1"], asked)
+    assert reserved(["1; policy"], asked)
+    assert not reserved(["0; 1"], asked)
     assert not reserved(["0"], asked)
     assert not reserved([], asked)
     assert not reserved(["1"], DIRECTIVES)

@@ -10,6 +10,7 @@ from curate.download.outcomes import (
     Outcome,
     Refused,
     is_transient,
+    is_tried_at_once,
     matches,
     refusal,
 )
@@ -47,6 +48,10 @@ def test_what_may_pass_is_known() -> None:
         assert is_transient(kind)
     for kind in ("http.404", "http.410", "dns", "decode.timeout", "not_an_image", "tls"):
         assert not is_transient(kind)
+        assert not is_tried_at_once(kind)
+    assert is_tried_at_once("http.503")
+    assert is_transient("host_down")
+    assert not is_tried_at_once("host_down")  # it is left alone on purpose
     for pattern in TRANSIENT:
         assert pattern in KINDS or pattern.startswith("http.")
 

@@ -7,16 +7,20 @@ import hashlib
 import io
 import json
 import sys
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from curate.download.outcomes import Outcome
+from curate.download import pixels
+from curate.download.header import header
+from curate.download.outcomes import Outcome, Refused
 from curate.download.pictures import PictureOptions, Spent, measured, outcome
 from curate.score.picture import decode_uncached
 from tests.bench.corpus import make
+from tests.curate.download.test_header import with_hidden_frame
 from tests.curate.download.test_pixels import png_header
 from tests.tiny.pictures import (
     corner_colours,
@@ -258,3 +262,59 @@ def test_out_of_memory_is_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(cv2, "imdecode", none_left)
     assert of(encoded(quadrants(), "JPEG")).kind == "decode.crashed"
+
+
+@pytest.mark.parametrize("quality", ["fast", "exact"])
+def test_a_bomb_behind_a_small_frame_header_is_refused_before_it_is_decoded(
+    quality: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cv2 = pytest.importorskip("cv2")
+    large = cv2.imencode(
+        ".jpg", np.zeros((10_100, 10_100), np.uint8), [cv2.IMWRITE_JPEG_QUALITY, 10]
+    )
+    body = with_hidden_frame(large[1].tobytes(), 0x01)
+    monkeypatch.setattr(cv2, "imdecode", lambda *_: pytest.fail("decoded"))
+    assert of(body, quality=quality).kind == "decode"  # Pillow finds no header that it could read
+    with pytest.raises(Refused):
+        pixels.ready(body, pixels.Bounds())
+
+
+def test_pixels_of_another_size_than_announced_are_refused() -> None:
+    body = encoded(noise(600, 400), "JPEG")
+    head = header(body)
+    assert head is not None
+    for by in (1, 2, 4, 8):
+        with pytest.raises(Refused, match="announced"):
+            pixels.decoded(body, replace(head, width=700), by)
+
+
+def test_what_is_seen_is_held_against_the_limits_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An icon may hold a picture larger than its table says."""
+    real = pixels.announced
+    monkeypatch.setattr(pixels, "announced", lambda *a: replace(real(*a), plain=False, width=90))
+    found = of(encoded(noise(120, 100), "GIF"), max_image_area=10_000)
+    assert found.kind == "too_large.pixels"
+
+
+def test_a_result_is_limited() -> None:
+    assert of(png_header(20, 300), image_size=9000).kind == "too_large.aspect"
+
+
+@pytest.mark.parametrize(
+    "body",
+    [b"\0\0\0\x18ftypmp42\0\0\0\0mp42isom" + bytes(4000), b"BMW is a car maker " * 20],
+)
+def test_films_and_words_are_no_pictures(body: bytes) -> None:
+    assert of(body).kind == "not_an_image"
+
+
+def test_a_page_of_text_stays_legible_when_it_is_quick() -> None:
+    cv2 = pytest.importorskip("cv2")
+    for side in (340, 560, 660, 1000, 1300):
+        page = np.full((side, side * 4 // 3, 3), 255, np.uint8)
+        for y in range(20, side, 18):
+            cv2.putText(page, "The quick brown fox " * 9, (5, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)  # fmt: skip
+        for kind, least_db in (("JPEG", 25), ("PNG", 59)):
+            body = encoded(page, kind)
+            both = [shown(of(body, image_size=256, encode_format="png", encode_quality=1, quality=quality)) for quality in ("fast", "exact")]  # fmt: skip
+            assert psnr(*both) > least_db, (side, kind)

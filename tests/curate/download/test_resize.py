@@ -99,11 +99,23 @@ def test_reduction_leaves_something_to_shrink(short: int, by: int) -> None:
     assert resize.reduction(size, wanted) == by
 
 
-def test_two_taps_only_where_they_see_every_pixel() -> None:
-    for width, name in ((300, "area"), (340, "linear"), (660, "linear"), (700, "area")):
-        wanted = resize.target((width, width), 256, "keep_ratio", False)
-        assert wanted is not None
-        assert resize.quick_filter((width, width), wanted) == name
+def psnr_db(a: np.ndarray, b: np.ndarray) -> float:
+    error = float(((a.astype(np.float64) - b) ** 2).mean())
+    return 10 * float(np.log10(255**2 / max(error, 1e-6)))
+
+
+@pytest.mark.parametrize(
+    ("left", "least_db"), [(1.2, 28), (1.7, 25), (1.9, 38), (2.3, 36), (3, 60)]
+)
+def test_lines_of_text_are_nearly_what_area_gives(left: float, least_db: float) -> None:
+    import cv2
+
+    side = int(256 * left)
+    page = np.full((side, side, 3), 255, np.uint8)
+    for y in range(20, side, 18):
+        cv2.putText(page, "The quick brown fox " * 4, (5, y), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)  # fmt: skip
+    area = resize.scaled(page, (256, 256), cv2.INTER_AREA)
+    assert psnr_db(resize.quickly_shrunk(page, (256, 256)), area) > least_db
 
 
 def test_a_wrong_interpolation_is_named() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 from curate.download.guard import clean_url
@@ -52,6 +54,12 @@ def test_rules_are_followed() -> None:
         (Refused("http.401", ""), None),
         (Refused("redirect", ""), None),
         (Refused("http.503", ""), "robots"),
+        (Refused("timeout.first_byte", ""), "robots"),
+        (Refused("timeout.total", ""), "robots"),
+        (Refused("connection", ""), "robots"),
+        (Refused("protocol", ""), "robots"),
+        (Refused("scheme", ""), "robots"),
+        (Refused("host_down", ""), "host_down"),
         (Refused("dns", ""), "dns"),
         (Refused("timeout.connect", ""), "timeout.connect"),
         (Refused("forbidden_address", ""), "forbidden_address"),
@@ -78,3 +86,43 @@ def test_only_so_many_origins_are_kept() -> None:
     assert len(made._kept) == 2000
     assert made.knows(clean_url("http://2499.example/"), 1.0)
     assert not made.knows(clean_url("http://0.example/"), 1.0)
+
+
+def test_a_redirect_to_nowhere_is_no_word_on_the_host() -> None:
+    made = Robots("clip-pipe")
+    made.learn(PAGE.origin, Refused("forbidden_address", ""), 0.0, reached=True)
+    refusal = made.verdict(PAGE)
+    assert refusal is not None
+    assert refusal.kind == "robots"
+
+
+def test_a_resolver_that_does_not_answer_is_asked_again_soon() -> None:
+    made = Robots("clip-pipe")
+    made.learn(PAGE.origin, Refused("dns", "", passing=True), 0.0)
+    assert made.knows(PAGE, 0.5)
+    assert not made.knows(PAGE, 2.0)
+
+
+def test_a_crawl_delay_is_kept_up_to_a_limit() -> None:
+    assert robots(b"User-agent: *\nCrawl-delay: 3600\n").delay_s(PAGE) == 30.0
+
+
+def test_the_tools_own_name_counts_beside_the_users_token() -> None:
+    own = b"User-agent: clip-pipe\nDisallow: /private/\nCrawl-delay: 7\n"
+    free = b"User-agent: mine\nAllow: /\nCrawl-delay: 1\n\n"
+    assert robots(free + own, "mine").verdict(PAGE) is not None
+    assert robots(free + own, "mine").delay_s(PAGE) == 7.0
+    # For all others, but not for the user's token: the tool is not named.
+    assert robots(free + b"User-agent: *\nDisallow: /\n", "mine").verdict(PAGE) is None
+
+
+def test_a_huge_file_of_rules_costs_little_per_url() -> None:
+    lines = "".join(f"Disallow: /*{number}*x\n" for number in range(24_000))
+    rules = robots(f"# {'x' * 100_000}\nUser-agent: *\nDisallow: /private/\n{lines}".encode())
+    assert rules.verdict(PAGE) is not None  # a long comment takes no rule's place
+    page = clean_url("https://example.com/some/long/path/to/a/picture-123.jpg")
+    rules.verdict(page)
+    began_s = time.process_time()
+    for _ in range(20):
+        assert rules.verdict(page) is None
+    assert time.process_time() - began_s < 0.1  # 0.03 here; with all rules 0.2

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import tracemalloc
+
 import pycurl
 import pytest
 
@@ -64,6 +67,7 @@ def test_unwanted_bodies_are_read_if_short_and_broken_off_if_long() -> None:
     assert short.result(0, "") == Redirect("/x")
     assert answer(long, "HTTP/1.1 404 No", "Content-Length: 5000000") == -1
     assert answer(endless, "HTTP/1.1 404 No", "Transfer-Encoding: chunked") is None
+    assert [made for made, _ in short._memory.draining] == [short]
     assert [endless._write(b"x" * 60_000) for _ in range(2)] == [None, -1]
     for made in (long, endless):
         assert kind(made.result(pycurl.E_WRITE_ERROR, "")) == "http.404"
@@ -123,3 +127,52 @@ def test_codes_have_a_kind(code: int, words: str, expected: str) -> None:
 
 def test_every_kind_is_on_the_list() -> None:
     assert set(_KINDS.values()) <= set(KINDS)
+
+
+def test_a_body_of_unknown_length_that_nobody_wants_is_not_waited_for() -> None:
+    made = transfer()
+    assert answer(made, "HTTP/1.1 302 Found", "Location: /x") == -1
+    assert made.result(pycurl.E_WRITE_ERROR, "") == Redirect("/x")
+    none = transfer()
+    assert answer(none, "HTTP/1.1 204 No Content") is None  # there is none
+
+
+def test_the_rest_of_an_unwanted_body_has_a_short_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("curate.download.transfer.time.monotonic", lambda: 101.0)
+    made = transfer()
+    answer(made, "HTTP/1.1 302 Found", "Location: /x", "Content-Length: 500")
+    assert made.overdue(101.5) == 102.0
+    assert made.overdue(102.0) == Redirect("/x")
+    late = transfer()
+    answer(late, "HTTP/1.1 302 Found", "Location: /x", "Content-Length: 500")
+    assert late.overdue(110.0) == Redirect("/x")  # also at the end of all its time
+
+
+def test_a_body_in_tiny_pieces_costs_what_it_weighs() -> None:
+    made = transfer(budget_bytes=1 << 20, limit_bytes=1 << 20)
+    answer(made, "HTTP/1.1 200 OK")
+    tracemalloc.start()
+    for number in range(50_000):
+        made._write(b"%02d" % (number % 100))
+    _, peak_bytes = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak_bytes < 500_000
+    whole = made.result(0, "")
+    assert isinstance(whole, bytes)
+    assert (len(whole), whole[-4:]) == (100_000, b"9899")
+
+
+def test_no_file_for_a_socket_is_no_fault_of_the_site(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_socket(*_: object) -> None:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    monkeypatch.setattr("curate.download.transfer.socket.socket", no_socket)
+    made = transfer()
+    address = type("Address", (), {"addr": ("192.0.2.1", 80), "family": 2, "socktype": 1})
+    address.protocol = 6  # type: ignore[attr-defined]
+    monkeypatch.setattr("curate.download.transfer.forbidden", lambda ip: False)
+    assert made._open_socket(0, address) == pycurl.SOCKET_BAD
+    assert made.is_short_of_files
+    found = made.result(pycurl.E_COULDNT_CONNECT, "")
+    assert isinstance(found, Refused)
+    assert found.passing

@@ -44,8 +44,11 @@ def test_requests_end_with_their_code_and_connections_are_kept() -> None:
                     curl.close()
             assert sorted(ended) == [0, 0, pycurl.E_COULDNT_CONNECT]
             assert sum(map(len, bodies)) == 200_000 * (round_number + 1)
-        assert seen.connections == 2
+        assert seen.connections <= 3  # of 6 requests; two at once may have needed one more
         wire.close()
+    end_s = time.monotonic() + 5
+    while files_open() > before and time.monotonic() < end_s:
+        time.sleep(0.01)  # the server's side closes in threads of its own
     assert files_open() <= before
 
 
@@ -63,3 +66,48 @@ def test_waking_ends_a_wait_that_goes_on_or_comes() -> None:
     assert time.monotonic() - began_s > 0.05
     wire.close()
     wire.wake()  # nobody is there
+
+
+def test_a_wake_while_another_is_read_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    wire = Wire(8)
+    real = os.read
+
+    def read(fd: int, size: int) -> bytes:
+        wire.wake()  # another thread, at the worst moment
+        return real(fd, size)
+
+    monkeypatch.setattr("curate.download.wire.os.read", read)
+    wire.wake()
+    wire.wait(5.0)
+    monkeypatch.setattr("curate.download.wire.os.read", real)
+    wire.wake()
+    began_s = time.monotonic()
+    wire.wait(5.0)
+    assert time.monotonic() - began_s < 1.0
+    wire.close()
+
+
+def test_waking_from_many_threads_at_once() -> None:
+    wire = Wire(8)
+    asked = [0] * 4
+    stop = threading.Event()
+
+    def work(number: int) -> None:
+        while not stop.is_set():
+            asked[number] += 1
+            wire.wake()
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    end_s = time.monotonic() + 0.5
+    longest_s = 0.0
+    while time.monotonic() < end_s:
+        began_s = time.monotonic()
+        wire.wait(3.0)
+        longest_s = max(longest_s, time.monotonic() - began_s)
+    stop.set()
+    for thread in threads:
+        thread.join(5)
+    assert longest_s < 2.0
+    wire.close()
