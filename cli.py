@@ -160,12 +160,11 @@ def list_(kind: str | None) -> None:
 @_SET
 @click.option(
     "--retry",
-    default="",
     metavar="KIND,...",
     help="Ask rows again that failed so, and no others: http.5xx, timeout, dns, transient, ...",
 )
 @_place
-def curate(recipe: str, overrides: tuple[str, ...], retry: str, **place: Any) -> None:
+def curate(recipe: str, overrides: tuple[str, ...], retry: str | None, **place: Any) -> None:
     """Turn a recipe's source into shards. Run it again to go on after a crash."""
     from pipelines import commands
 

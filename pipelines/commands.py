@@ -99,7 +99,7 @@ def curate(
     local: bool,
     address: str,
     workers: int,
-    retry: str = "",
+    retry: str | None = None,
 ) -> str:
     """Run the curation; one JSON line with what came of the rows.
 
@@ -117,7 +117,7 @@ def curate(
         ("curate.shards", planned.shards_root),
     ):
         writable(where, folder)
-    if retry:
+    if retry is not None:
         nothing = _begin_retry(planned, retry)
         if nothing:
             return nothing
@@ -142,10 +142,11 @@ def _begin_retry(planned: CurationPlan, text: str) -> str:
     if begun.rows:
         _note(f"{begun.rows:,} rows are asked again" + (" (resumed)" if begun.resumed else ""))
         return ""
-    there = f"there is {retry.told(begun.failures)}" if begun.failures else "no row failed"
+    there = [f"there is {retry.told(begun.failures)}"] if begun.failures else []
     if begun.not_run:
-        there = f"{begun.not_run[0]} has not run yet; run `clip-pipe curate` without --retry first"
-    _note(f"nothing to retry for {text}: {there}")
+        what = f"{begun.not_run[0]} has not run for all rows yet"
+        there.append(f"{what}; run `clip-pipe curate` without --retry, which asks them")
+    _note(f"nothing to retry for {text}: {'; '.join(there) or 'no row failed'}")
     told = {"recipe": planned.recipe, "retried": 0, "failures": begun.failures}
     return json.dumps(told, ensure_ascii=False)
 
@@ -316,7 +317,7 @@ def _entry_texts(planned: CurationPlan) -> list[str] | None:
 
 
 def _plan_lines(planned: CurationPlan) -> list[str]:
-    from pipelines import costs, curation, intake
+    from pipelines import costs, curation, generations, intake
 
     described = intake.check_pool(planned)
     count = _slices(planned)
@@ -329,9 +330,9 @@ def _plan_lines(planned: CurationPlan) -> list[str]:
     lines.append(
         f"source    {planned.source.use}  {count} parts" + ("" if described else "  (new pool)")
     )
-    retries = (described or {}).get("retries", [])
-    for number, entry in enumerate(retries, start=1):
-        state = "done" if entry.get("finished") or done_shards else "to do"
+    for number, entry in enumerate(generations.entries_of(described, planned.recipe), start=1):
+        is_done = entry.get("finished") or done_shards
+        state = "done" if is_done else "stopped" if entry.get("stopped") else "to do"
         lines.append(
             f"retry {number:<3d} {state:5s} {', '.join(entry['kinds'])}  {entry['rows']:,} rows"
         )

@@ -42,7 +42,10 @@ class Rate:
 # use -> (rows per second of one worker, what that was measured on)
 TYPICAL: dict[str, tuple[float, str]] = {
     "score.metadata_match": (350_000, "300,000 entries, alt-texts"),
-    "download.fetch": (150, "pictures of 230 KB from a near server, one decoding process; the web is slower"),
+    "download.fetch": (
+        150,
+        "pictures of 230 KB from a near server, one decoding process; the web is slower",
+    ),
     "score.text_regions": (37, "detection at 320 px"),
     "score.language": (74_000, "alt-texts"),
     "score.caption_shape": (250_000, "alt-texts"),

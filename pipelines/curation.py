@@ -15,11 +15,11 @@ from typing import Any, Protocol
 
 from curate.contract import parts, storage
 from curate.contract.manifest import Manifest
-from curate.stage import GlobalStage, Part, Resources, RowStage
+from curate.stage import GlobalStage, Part, Resources
 from pipelines import (
+    advice,
     allowance,
     fused,
-    generations,
     global_step,
     intake,
     look_ahead,
@@ -28,7 +28,7 @@ from pipelines import (
     reuse,
     sharding,
 )
-from pipelines.errors import RunFailed
+from pipelines.errors import RunFailed, TooManyErrors
 from pipelines.plan import CurationPlan, Planned, Step, plan_curation
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
@@ -75,7 +75,6 @@ def run(
     intake.check_pool(plan)
     if done is not None:
         progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
-        retry.finish(plan)
         return Outcome(done, True)
     storage.sweep(plan.shards_root)
     plans = [plan]
@@ -83,12 +82,16 @@ def run(
         count = _take_in(plan, runner, progress, recipe)
         first = _observe_losses(plans, count, runner, progress, recipe)
         _run_steps(plans[-1], plans[-1].steps[first:], count, runner, progress)
+    except TooManyErrors as fault:
+        retry.stop(plans[-1], fault.stage)
+        raise
     except RunFailed:
         retry.finish_if_asked(plans[-1])
         raise
     retry.note_outcome(plans[-1])
     manifest = _shard(plans[-1], count, runner, progress)
     retry.finish(plans[-1])
+    look_ahead.forget_notes(plan)
     return Outcome(manifest, False)
 
 
@@ -328,44 +331,28 @@ def _check_errors(
     rows_in = sum(entry["rows_in"] for entry in stats)
     errors: Counter[str] = Counter()
     for entry in stats:
-        errors.update(
-            {reason: n for reason, n in entry["refused"].items() if reason.startswith("error.")}
-        )
-    failed = sum(errors.values())
+        errors.update(advice.errors_of(entry))
+    failed = errors.total()
     if rows_in < max(at_least, 1) or failed <= plan.max_error_frac * rows_in:
         return
     worst, count = errors.most_common(1)[0]
-    again = _forget_dead_parts(plan, planned, stats)
-    raise RunFailed(
+    given_back = _forget_dead_parts(plan, planned, stats)
+    raise TooManyErrors(
         f"{planned.name}: {failed} of {rows_in} rows failed, more than max_error_frac = {plan.max_error_frac}; "
-        f"most often {worst} ({count} rows)\nhint: {_cure(planned, worst)}mend the cause, or raise curate.max_error_frac. "
-        f"The same command tries {again} of the {len(stats)} parts seen again (those in which no row went well); "
-        f"{_again(plan, planned, worst)}"
+        f"most often {worst} ({count} rows)\nhint: {advice.hint(plan, planned, stats, given_back)}",
+        planned.name,
     )
 
 
-def _again(plan: CurationPlan, planned: Planned, reason: str) -> str:
-    """How the failed rows of parts in which some went well are asked again."""
-    if isinstance(planned.stage, RowStage):
-        kind = generations.kind_of(planned.use, reason)
-        return f"with `--retry {kind}` it asks all such rows again"
-    folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
-    return f"to try all of them again, delete {folder}"
-
-
-def _cure(planned: Planned, reason: str) -> str:
-    """What the stage itself advises for a kind of error."""
-    kind = reason.removeprefix(f"error.{planned.use}.")
-    return f"{planned.stage.cures[kind]}, " if kind in planned.stage.cures else ""
-
-
-def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]]) -> int:
+def _forget_dead_parts(
+    plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]]
+) -> list[int]:
     """Take back the parts of a failed stage in which every row failed: a server was down, say.
 
     What stands on them goes too: that part of a row stage, all of a global one.
     """
     if planned is plan.source:
-        return 0
+        return []
     index = plan.stages.index(planned)
     dead = [
         entry["part"]
@@ -383,7 +370,7 @@ def _forget_dead_parts(plan: CurationPlan, planned: Planned, stats: list[dict[st
             storage.remove(part.sidecar(plan, later, number))
     for number in dead:
         storage.remove(part.sidecar(plan, planned, number))
-    return len(dead)
+    return dead
 
 
 def _all_errors(entry: dict[str, Any]) -> bool:

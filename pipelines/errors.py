@@ -26,6 +26,17 @@ class RunFailed(Exception):
     exit_code = 1
 
 
+class TooManyErrors(RunFailed):
+    """More rows of one stage failed than the recipe allows."""
+
+    def __init__(self, message: str, stage: str) -> None:
+        super().__init__(message)
+        self.stage = stage
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.stage)
+
+
 class Stopped(BaseException):
     """Ctrl-C or SIGTERM. Not an Exception, so that no row-level handler takes it for a bad row."""
 

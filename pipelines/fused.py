@@ -139,6 +139,9 @@ class _Fused:
                 writer.close()
             if self.pictures is not None:
                 self.pictures.close()
+            for prior in self.prior.values():
+                if prior is not None:
+                    prior.close()
             if self.ahead is not None:
                 self.ahead.end(committed)
 

@@ -1,7 +1,8 @@
 """Retries that a pool has seen: which kinds of failure were asked for again, of which stages.
 
 Each retry is one generation of the stages it asks again. A stage's generation is in its fingerprint, so what
-was there before stays as it is, and in no measure, so all other rows are taken over (see reuse).
+was there before stays as it is, and in no measure, so all other rows are taken over (see reuse). A retry counts
+for the recipe that began it and no other: another one over the same pool has failures, and retries, of its own.
 """
 
 from __future__ import annotations
@@ -24,9 +25,15 @@ class Retry:
     stages: tuple[str, ...]
 
 
-def noted(described: Mapping[str, Any] | None) -> tuple[Retry, ...]:
-    """The retries that pool.json names, oldest first."""
+def entries_of(described: Mapping[str, Any] | None, recipe: str) -> list[dict[str, Any]]:
+    """The retries of a recipe in pool.json, oldest first; the very objects."""
     entries = (described or {}).get("retries", [])
+    return [entry for entry in entries if entry.get("recipe", recipe) == recipe]
+
+
+def noted(described: Mapping[str, Any] | None, recipe: str) -> tuple[Retry, ...]:
+    """The retries that pool.json names for a recipe, oldest first."""
+    entries = entries_of(described, recipe)
     return tuple(Retry(tuple(entry["kinds"]), tuple(entry["before"])) for entry in entries)
 
 

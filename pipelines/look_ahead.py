@@ -26,6 +26,7 @@ from pipelines.plan import CurationPlan, Planned
 MOST_PARTS = 8  # that a stage hears of beyond the one at hand; also the longest span of one task
 _SPANS_PER_WORKER = 3  # so that no worker is left without work for long
 _ASK_EVERY_S = 0.1
+_NOTES = "-notes"
 # Stage -> its state, and the notes of the parts that this state has heard of.
 _TOLD: dict[str, tuple[Any, set[str]]] = {}
 
@@ -37,12 +38,19 @@ def does(planned: Planned) -> bool:
 
 def notes_root(plan: CurationPlan, planned: Planned) -> str:
     """The folder of a stage's notes, of all parts."""
-    return f"{plan.pool.work_folder(planned.measure)}-notes"
+    return plan.pool.work_folder(planned.measure) + _NOTES
 
 
 def notes_of(plan: CurationPlan, planned: Planned, part: int) -> str:
     """The folder of a stage's notes of one part."""
     return storage.join(notes_root(plan, planned), f"part-{part:05d}")
+
+
+def forget_notes(plan: CurationPlan) -> None:
+    """Drop what killed runs left, also those with other options: for a run that ended whole."""
+    for folder in storage.listed(storage.join(plan.pool_root, "work")):
+        if folder.endswith(_NOTES):
+            storage.remove(folder)
 
 
 def spans(

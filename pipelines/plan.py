@@ -81,7 +81,7 @@ class CurationPlan:
     stages: tuple[Planned, ...]
     shard: Planned
     steps: tuple[Step, ...]
-    retries: tuple[Retry, ...] = ()  # that the pool has seen, oldest first
+    retries: tuple[Retry, ...] = ()  # that the pool has seen under this recipe, oldest first
     allowances: tuple[
         allowance.Allowance, ...
     ] = ()  # of stages that follow what is lost below them
@@ -138,7 +138,10 @@ def plan_curation(
         content = fingerprint(source.stage.identity(), sorted(source.input_files_sha256.values()))
     described = _described(curate.pool)
     ground = _Ground(
-        source, _in_order(described, content), generations.noted(described), digests={}
+        source,
+        _in_order(described, content),
+        generations.noted(described, recipe.name),
+        digests={},
     )
     stages = _stages(recipe, ground)
     followed = allowance.followed(curate.pool, stages) if losses is None else ()
@@ -189,18 +192,26 @@ def _following(
     stages: tuple[Planned, ...],
     followed: tuple[allowance.Allowance, ...],
 ) -> tuple[Planned, ...]:
-    """The stages with the runs they go on from: without the newest retry, and with smaller allowances."""
-    before: list[tuple[tuple[Planned, ...], tuple[str, ...]]] = []
-    if ground.retries:
-        *older, newest = ground.retries
-        before.append((_stages(recipe, replace(ground, retries=tuple(older))), newest.kinds))
-    for lost in allowance.earlier_rounds(followed):
-        before.append((_stages(recipe, replace(ground, losses=lost)), ()))
+    """The stages with the runs they go on from: with fewer retries, and with smaller allowances.
+
+    All of them, nearest first: one that was stopped has not asked everything.
+    """
+    rounds = [ground.losses, *allowance.earlier_rounds(followed)]
+    grounds = [
+        replace(ground, retries=ground.retries[:count], losses=lost)
+        for count in range(len(ground.retries), -1, -1)
+        for lost in rounds
+    ]
+    before = [(_stages(recipe, other), other.retries) for other in grounds[1:]]
     found = []
     for index, planned in enumerate(stages):
-        runs = [(others[index].fingerprint, kinds) for others, kinds in before]
-        own = tuple(run for run in runs if run[0] != planned.fingerprint)
-        found.append(replace(planned, follows=own))
+        runs: dict[str, tuple[str, ...]] = {}
+        for others, retries in before:
+            since = generations.generation(retries, planned.name)
+            kinds = generations.asked_since(ground.retries, planned.name, since)
+            if others[index].fingerprint != planned.fingerprint:
+                runs.setdefault(others[index].fingerprint, kinds)
+        found.append(replace(planned, follows=tuple(runs.items())))
     return tuple(found)
 
 
@@ -291,7 +302,7 @@ def _planned(
         use=component.use,
         name=name,
         stage=stage,
-        fingerprint=fingerprint(*own, fingerprints, *_standing(ground, name, whole)),
+        fingerprint=fingerprint(*own, fingerprints, *_standing(ground, recipe.name, name, whole)),
         provided_by=providers.measures(reads, above),
         measure=fingerprint(*own, providers.measures(reads, above)),
         options=options,
@@ -306,12 +317,15 @@ def _planned(
     )
 
 
-def _standing(ground: _Ground | None, name: str, whole: bool) -> list[Any]:
-    """What a stage's fingerprint has of the pool: its content where it sees all of it, and retries."""
+def _standing(ground: _Ground | None, recipe: str, name: str, whole: bool) -> list[Any]:
+    """What a stage's fingerprint has of the pool: its content where it sees all of it, and retries.
+
+    Two recipes' retries may be about other kinds, so they never share what they asked.
+    """
     if ground is None:
         return []
     again = generations.generation(ground.retries, name)
-    return [*([ground.content] if whole else []), *(["retry", again] if again else [])]
+    return [*([ground.content] if whole else []), *(["retry", recipe, again] if again else [])]
 
 
 def _digests(stage: Stage, kind: str, ground: _Ground | None) -> dict[str, str]:

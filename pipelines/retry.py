@@ -22,6 +22,7 @@ from pipelines.errors import RecipeError, did_you_mean
 from pipelines.plan import CurationPlan, Planned
 
 _ERROR = "error."
+_LISTED = "it is http.CODE (http.503; x is any digit, as in http.5xx) or one of"
 Failures = dict[str, dict[str, int]]  # stage -> reason -> rows
 
 
@@ -32,12 +33,15 @@ class Begun:
     rows: int
     failures: Failures  # all of the pool, also of other kinds
     resumed: bool = False  # an earlier retry of the same kinds was not finished
-    not_run: tuple[str, ...] = ()  # stages that have asked no row yet, with these options
+    not_run: tuple[str, ...] = ()  # stages that have not come to all parts yet, with these options
 
 
 def parse(text: str) -> tuple[str, ...]:
     """``http.5xx,timeout`` as patterns, each once. Raises RecipeError."""
     words = [word.strip() for word in text.split(",")]
+    if words == [""]:
+        hint = "name some, as in --retry http.5xx,timeout or --retry transient, or leave the option away"
+        raise RecipeError("--retry", "no kind of failure is named", hint)
     if "" in words:
         what = f"item {words.index('') + 1} of {len(words)} is empty"
         raise RecipeError(f"--retry {text}", what, "kinds of failure with one comma between two")
@@ -66,18 +70,19 @@ def begin(plan: CurationPlan, kinds: Sequence[str]) -> Begun:
     }
     rows = sum(_rows(plan, stage, reasons, kinds) for stage, reasons in before.items())
     if rows:
-        entry = {"kinds": list(kinds), "rows": rows, "before": before}
-        retries = [*described.get("retries", []), entry]
-        _write(plan, {**described, "retries": retries})
+        entry = {"recipe": plan.recipe, "kinds": list(kinds), "rows": rows, "before": before}
+        # One that was stopped, or whose shards are whole, is over: what it left open is the new one's.
+        _change_newest(plan, lambda _: {"finished": True})
+        described = plan.pool.describe() or described
+        _write(plan, {**described, "retries": [*described.get("retries", []), entry]})
     return Begun(rows, found, not_run=_not_run(plan))
 
 
 def unfinished(plan: CurationPlan) -> dict[str, Any] | None:
-    """The newest retry where it is not finished yet."""
-    retries = (plan.pool.describe() or {}).get("retries", [])
-    if not retries or retries[-1].get("finished") or sharding.check_folder(plan) is not None:
-        return None
-    return dict(retries[-1])
+    """The plan's newest retry where it is not over yet: finished, or stopped for its failures."""
+    newest = _newest(plan, plan.pool.describe())
+    is_over = newest is None or newest.get("finished") or newest.get("stopped")
+    return None if is_over or sharding.check_folder(plan) is not None else newest
 
 
 def note_outcome(plan: CurationPlan) -> None:
@@ -92,23 +97,44 @@ def finish(plan: CurationPlan) -> None:
 
 def finish_if_asked(plan: CurationPlan) -> None:
     """The same for a run that failed, if the retry itself was through."""
-    retries = (plan.pool.describe() or {}).get("retries", [])
-    stages = [one for one in plan.stages if retries and one.name in retries[-1]["before"]]
-    count = intake.part_count(plan)
-    if stages and all(part.is_done(plan, one, n) for one in stages for n in range(count)):
+    if _is_asked(plan):
         note_outcome(plan)
         finish(plan)
 
 
+def stop(plan: CurationPlan, stage: str) -> None:
+    """For a run that ended since too many rows of ``stage`` failed.
+
+    If that was a stage of the retry, the next ``--retry`` is another one, or it could not ask the rows that
+    failed again; what this one had not come to is the next one's too.
+    """
+    finish_if_asked(plan)
+    if stage in (_newest(plan, plan.pool.describe()) or {}).get("before", {}):
+        _change_newest(plan, lambda _: {"stopped": True})
+
+
+def _is_asked(plan: CurationPlan) -> bool:
+    """Whether the stages of the plan's newest retry are through."""
+    before = (_newest(plan, plan.pool.describe()) or {}).get("before", {})
+    stages = [one for one in plan.stages if one.name in before]
+    count = intake.part_count(plan)
+    return bool(stages) and all(part.is_done(plan, s, n) for s in stages for n in range(count))
+
+
 def failures(plan: CurationPlan) -> Failures:
-    """Rows by reason of every row stage that failed on some, from the footers of what is committed."""
+    """Rows by reason of every row stage that failed on some, from the footers of what is committed.
+
+    Of a part that this run has not come to, as the run has it that this one goes on from.
+    """
     found: Failures = {}
     for planned in _row_stages(plan):
         counts: Counter[str] = Counter()
         for number in range(intake.part_count(plan)):
-            path = part.sidecar(plan, planned, number)
-            if storage.exists(path):
-                counts.update(parts.read_stats(path)["refused"])
+            runs = (planned.fingerprint, *(run for run, _ in planned.follows))
+            paths = (plan.pool.columns_path(planned.use, run, number) for run in runs)
+            newest = next((path for path in paths if storage.exists(path)), None)
+            if newest is not None:
+                counts.update(parts.read_stats(newest)["refused"])
         failed = {reason: n for reason, n in sorted(counts.items()) if reason.startswith(_ERROR)}
         if failed:
             found[planned.name] = failed
@@ -136,12 +162,12 @@ def _row_stages(plan: CurationPlan) -> list[Planned]:
 
 
 def _not_run(plan: CurationPlan) -> tuple[str, ...]:
-    """Row stages that are done for no part: new ones, or files were added, or a threshold is another."""
+    """Row stages that are not done: new ones, or files were added, or parts were given back after a failure."""
     numbers = range(intake.part_count(plan))
     return tuple(
         one.name
         for one in _row_stages(plan)
-        if not any(part.is_done(plan, one, number) for number in numbers)
+        if not all(part.is_done(plan, one, number) for number in numbers)
     )
 
 
@@ -162,7 +188,7 @@ def _check_kinds(plan: CurationPlan, kinds: Sequence[str], found: Failures) -> N
         raise RecipeError(
             f"--retry {wanted}",
             "no such kind of failure" if kind else "no stage of this recipe has such reasons",
-            did_you_mean(wanted, _words(wanted, uses, seen), "it is one of"),
+            did_you_mean(wanted, _words(wanted, uses, seen), _LISTED),
         )
 
 
@@ -190,15 +216,23 @@ def _of(found: Failures, stages: Mapping[str, Any]) -> Failures:
     return {stage: found.get(stage, {}) for stage in stages}
 
 
+def _newest(plan: CurationPlan, described: dict[str, Any] | None) -> dict[str, Any] | None:
+    """The newest retry of the plan's recipe, if the plan has its stages; the very object in ``described``."""
+    own = generations.entries_of(described, plan.recipe)
+    names = {one.name for one in plan.stages}
+    return own[-1] if own and set(own[-1]["before"]) <= names else None
+
+
 def _change_newest(plan: CurationPlan, change: Any) -> None:
-    """Add to the newest retry in pool.json, where there is one that is not finished."""
+    """Add to the plan's newest retry in pool.json, where there is one that is not finished."""
     described = plan.pool.describe()
-    retries = list((described or {}).get("retries", []))
-    if described is None or not retries or retries[-1].get("finished"):
+    newest = _newest(plan, described)
+    if described is None or newest is None or newest.get("finished"):
         return
-    changed = {**retries[-1], **change(retries[-1])}
-    if changed != retries[-1]:
-        _write(plan, {**described, "retries": [*retries[:-1], changed]})
+    before = dict(newest)
+    newest.update(change(before))
+    if newest != before:
+        _write(plan, described)
 
 
 def _write(plan: CurationPlan, described: dict[str, Any]) -> None:

@@ -45,21 +45,35 @@ class Prior:
     planned: Planned
     known: np.ndarray
     table: pa.Table  # a row for each row of the part; only the known ones mean anything
-    picture_paths: list[str]
-    _pictures: list[parts.Pictures] = field(default_factory=list)
+    picture_paths: list[str]  # of the runs that something is known from
+    known_from: np.ndarray  # the place of a row's run in picture_paths; shape (rows,)
+    _pictures: dict[int, parts.Pictures] = field(default_factory=dict)
 
     def take(self, rows: np.ndarray, uids: list[str]) -> pa.Table:
         """The columns of the stage, keep and reason included, for known rows."""
         found = self.table.take(pa.array(rows))
         if self.planned.makes_images:
-            self._pictures = self._pictures or [parts.Pictures(path) for path in self.picture_paths]
-            held = zip(*(pictures(uids) for pictures in self._pictures), strict=True)
-            pictures = [next((one for one in ones if one is not None), None) for ones in held]
-            found = found.append_column(
-                self.planned.schema.field("image"),
-                pa.array(pictures, self.planned.schema.field("image").type),
-            )
+            kind = self.planned.schema.field("image")
+            found = found.append_column(kind, pa.array(self._images(rows, uids), kind.type))
         return found.select([name for name in _names(self.planned) if name in found.column_names])
+
+    def close(self) -> None:
+        """Let go of the pictures."""
+        for pictures in self._pictures.values():
+            pictures.close()
+        self._pictures.clear()
+
+    def _images(self, rows: np.ndarray, uids: list[str]) -> list[bytes | None]:
+        """Each picture from the run that its row is known from."""
+        images: list[bytes | None] = [None] * len(rows)
+        runs = self.known_from[rows]
+        for run in np.unique(runs).tolist():
+            places = np.flatnonzero(runs == run).tolist()
+            pictures = self._pictures.setdefault(run, parts.Pictures(self.picture_paths[run]))
+            found = pictures([uids[place] for place in places])
+            for place, image in zip(places, found, strict=True):
+                images[place] = image
+        return images
 
 
 def note_measure(plan: CurationPlan, planned: Planned) -> None:
@@ -70,6 +84,7 @@ def note_measure(plan: CurationPlan, planned: Planned) -> None:
         told = {
             "measure": planned.measure,
             "fingerprint": planned.fingerprint,
+            "recipe": plan.recipe,
             "generation": generations.generation(plan.retries, planned.name),
         }
         storage.write_text(path, json.dumps(told) + "\n")
@@ -88,7 +103,9 @@ def fingerprints(plan: CurationPlan, planned: Planned) -> tuple[Run, ...]:
         if not name.startswith(stage_folder(planned.use, "")) or not storage.exists(path):
             continue
         told = storage.read_json(path, "pool")
-        other, since = told["fingerprint"], told.get("generation", 0)
+        # Another recipe's retries are not this one's: nothing was asked since, as far as is known.
+        is_own = told.get("recipe", plan.recipe) == plan.recipe
+        other, since = told["fingerprint"], told.get("generation", 0) if is_own else 0
         if told["measure"] != planned.measure or other == planned.fingerprint:
             continue
         asked = generations.asked_since(plan.retries, planned.name, since)
@@ -112,7 +129,7 @@ def find(
         table = parts.read_table(path, sidecar_schema(planned).names)
         known = known_rows(planned, table, run)
         if prior is None:
-            prior = Prior(planned, known, table, [pictures])
+            prior = Prior(planned, known, table, [pictures], np.zeros(len(known), np.int32))
         elif (known & ~prior.known).any():
             prior = _joined(prior, known, table, pictures)
     return prior
@@ -196,7 +213,9 @@ def _joined(prior: Prior, known: np.ndarray, table: pa.Table, pictures: str) -> 
     """Rows that only the other sidecar has, added."""
     places = np.where(prior.known, np.arange(len(known)), np.arange(len(known)) + len(known))
     both = pa.concat_tables([prior.table, table]).unify_dictionaries().take(pa.array(places))
-    return Prior(prior.planned, prior.known | known, both, [*prior.picture_paths, pictures])
+    runs = np.where(prior.known, prior.known_from, len(prior.picture_paths))
+    paths = [*prior.picture_paths, pictures]
+    return Prior(prior.planned, prior.known | known, both, paths, runs)
 
 
 def _names(planned: Planned) -> list[str]:

@@ -40,7 +40,8 @@ class RayRunner:
     def __init__(self, ray: Any, signals: _Signals) -> None:
         self._ray = ray
         self._signals = signals
-        self._plans: dict[int, Any] = {}
+        # Each with its plan, so that no other plan is given the id of one that is gone.
+        self._plans: dict[int, tuple[CurationPlan, Any]] = {}
 
     @property
     def workers(self) -> int:
@@ -64,16 +65,16 @@ class RayRunner:
             name=function.__name__,
             **({"num_returns": "streaming"} if is_several else {}),
         )
-        plan_ref = self._plans.get(id(plan)) or self._plans.setdefault(id(plan), ray.put(plan))
+        if id(plan) not in self._plans:
+            self._plans[id(plan)] = (plan, ray.put(plan))
+        plan_ref = self._plans[id(plan)][1]
         running: dict[Any, int] = {}
         waiting = iter(enumerate(calls))
         window = max(2, self.workers * _WINDOW_PER_CPU)
         try:
             while True:
-                for position, arguments in waiting:
-                    running[task.remote(function, plan_ref, arguments)] = position
-                    if len(running) >= window:
-                        break
+                while len(running) < window and (call := next(waiting, None)) is not None:
+                    running[task.remote(function, plan_ref, call[1])] = call[0]
                 if not running:
                     return
                 self._signals.obey()

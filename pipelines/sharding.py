@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from curate.contract import parts, shards, storage
 from curate.contract.columns import LEDGER_SCHEMA
 from curate.contract.manifest import package_versions
+from pipelines import generations
 from pipelines.errors import RecipeError, split_hint
 from pipelines.part import decided_rows, load_columns, pictures_of
 from pipelines.plan import CurationPlan
@@ -277,7 +278,12 @@ def _manifest(
         )
         rows_in = kept
     images = [p.fingerprint for p in (plan.source, *plan.stages) if p.makes_images]
-    retries = (plan.pool.describe() or {}).get("retries", [])
+    # Without what only the pool is about, so that shards made anew are the same.
+    told = ("kinds", "rows", "before", "after")
+    retries = [
+        {name: entry[name] for name in told if name in entry}
+        for entry in generations.entries_of(plan.pool.describe(), plan.recipe)
+    ]
     return {
         "schema_version": 1,
         "recipe": plan.recipe,

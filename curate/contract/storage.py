@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import tempfile
+import threading
 import time
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ import fsspec
 _DAY_S = 86_400
 _COPY_BYTES = 1 << 20
 TEMPORARY = ".tmp-"  # in the name of a file that is being written
+_OPENING = threading.Lock()  # a filesystem, and so its transaction, may be shared by threads
 _OURS = "clip-pipe://"  # an entry list that comes with the tool, on whichever machine opens it
 _OUR_LISTS = Path(__file__).resolve().parent.parent / "entries" / "lists"
 
@@ -149,7 +151,8 @@ def _is_abandoned(path: str) -> bool:
         except PermissionError:
             return False
         return False
-    return time.time() - os.path.getmtime(path) > _DAY_S
+    # Of a hard link the time of change is that of its content, long ago; of the link itself it is ctime.
+    return time.time() - os.stat(path).st_ctime > _DAY_S
 
 
 def listed(folder: str) -> list[str]:
@@ -184,10 +187,17 @@ def link_or_copy(source: str, target: str) -> None:
             os.link(source, temporary)
         except OSError:
             shutil.copyfile(source, temporary)
+            _sync(temporary)
         os.replace(temporary, target)
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+def _sync(path: str) -> None:
+    """Have a file's bytes on the disk before another name says that they are."""
+    with open(path, "rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _temporary(path: str) -> str:
@@ -199,9 +209,7 @@ def _temporary(path: str) -> str:
 def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under ``path`` only if the block ends without an exception."""
     if is_url(path):
-        fs, inner = _filesystem(path)
-        fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
-        with fs.transaction, fs.open(inner, mode) as file:
+        with _committed_away(path, mode) as file:
             yield file
         return
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
@@ -215,6 +223,38 @@ def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     finally:
         if os.path.exists(temporary):
             os.remove(temporary)
+
+
+@contextmanager
+def _committed_away(path: str, mode: str) -> Iterator[IO[Any]]:
+    fs, inner = _filesystem(path)
+    fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
+    file = _deferred(fs, inner, mode)
+    try:
+        with file:
+            yield file
+    except BaseException:
+        file.discard()
+        raise
+    file.commit()
+
+
+def _deferred(fs: Any, inner: str, mode: str) -> Any:
+    """A file that appears when its own ``commit`` is called.
+
+    A transaction holds all files that are opened in it, and ends for all of them at once: where two are
+    written side by side, each is taken out of it again as soon as it is open.
+    """
+    with _OPENING, fs.transaction:
+        file = fs.open(inner, mode)
+        fs.transaction.files.clear()
+    if not (hasattr(file, "commit") and hasattr(file, "discard")):
+        file.close()
+        raise ValueError(
+            f"{inner}: {type(fs).__name__} can't write a file that appears only when it is whole. "
+            "hint: name a folder on disk or in an object store"
+        )
+    return file
 
 
 def read_json(path: str, where: str) -> dict[str, Any]:

@@ -145,6 +145,8 @@ class MetadataBalance(GlobalStage):
     def after_losses(self, success_frac: float) -> MetadataBalance:
         """A larger t keeps all that a smaller one keeps: the draw of a row is the same."""
         factor = math.ceil(_FACTOR_STEPS / success_frac) / _FACTOR_STEPS
+        # Where next to nothing came through: all that there is, and still a number that a state can hold.
+        factor = max(1.0, min(factor, 0.99 * _MOST_ROWS / (self.keep or 1)))
         return dataclasses.replace(self, oversample=factor)
 
     def check_columns(self, types: Mapping[str, pa.DataType]) -> None:

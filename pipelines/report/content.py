@@ -128,7 +128,7 @@ class Hosts:
     """Rows by host: the greatest, and those with the most failures."""
 
     most: Sequence[HostRow]
-    failed: Sequence[HostRow]
+    failed: Sequence[HostRow]  # none where ``most`` has every host
     found: int  # hosts that were counted to the end
     dropped_rows: int = 0  # rows of hosts that were given up on the way, to hold few
     uncertain: int = 0  # as many rows of a host above may be among those, at most
@@ -148,10 +148,10 @@ class Costs:
 
     pictures: int  # bodies that came, also those that were no pictures
     cpu: Sequence[Cost]
-    requests: int
+    attempts: int  # retries and redirects among them, and those that found nobody
     connections: int
-    handshakes: int
-    handshake_wall_ms: float  # of one
+    handshakes: int  # of TLS
+    handshake_wall_ms: float  # of one, waiting included
     wire_bytes: int
 
 

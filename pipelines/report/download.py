@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 
 from curate.contract.parts import Pool
 from curate.download import outcomes
+from pipelines import generations
 from pipelines.report import asked, fetch_costs, options, placeholders
 from pipelines.report.content import Download, HostRow, Hosts, OutcomeRow
 from pipelines.report.tally import Tally
@@ -73,7 +74,8 @@ def _download(pool: Pool, stage: Mapping[str, Any], columns: Sequence[str]) -> D
     prefix = f"error.{use}."
     rows = sorted(seen.reasons.items(), key=lambda item: (-item[1], item[0]))
     kinds = {reason: reason.removeprefix(prefix) for reason, _ in rows if reason.startswith(prefix)}
-    again = sum(n for reason, n in rows if outcomes.is_transient(kinds.get(reason, "")))
+    transient = (generations.TRANSIENT,)
+    again = sum(n for reason, n in rows if generations.is_meant(use, reason, transient))
     return Download(
         stage["use"],
         seen.rows,
@@ -116,7 +118,8 @@ def _hosts(tally: Tally) -> Hosts:
         rows = order.slice(0, _SHOWN_HOSTS).to_pylist()
         return [_host(row, failures) for row in rows if row[column]]
 
-    return Hosts(top("rows_sum"), top("failed"), len(by_host), tally.dropped_rows, tally.uncertain)
+    failed = top("failed") if len(by_host) > _SHOWN_HOSTS else []
+    return Hosts(top("rows_sum"), failed, len(by_host), tally.dropped_rows, tally.uncertain)
 
 
 def _host(row: Mapping[str, Any], failures: pa.Table) -> HostRow:

@@ -64,7 +64,7 @@ def of_sums(sums: Mapping[str, float]) -> Costs | None:
             cost("decoding processes: start, pipes, checks", around),
             cost("tar", sums.get("tar_cpu_s", 0.0)),
         ],
-        int(sums.get("requests", 0)),
+        int(sums.get("requests", 0)),  # begun; the engine counts them before they leave
         int(sums.get("connections", 0)),
         handshakes,
         1000.0 * sums.get("tls_wall_s", 0.0) / handshakes if handshakes else 0.0,

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from curate.contract.draw import draws
-from pipelines import allowance, curation, forecast, forecast_text, retry, whatif
+from pipelines import allowance, curation, forecast, forecast_text, retry, run_ray, whatif
 from pipelines.errors import RecipeError
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
@@ -186,6 +186,91 @@ def test_forecast_and_whatif_take_what_is_known(make: Callable[..., Any], web: W
     compared = whatif.compare(recipe.curate.pool, ["curate.stage.metadata_balance.t=50"])
     assert compared[0][1].kept == outcome.manifest["kept"]
     assert compared[1][1].kept < compared[0][1].kept
+
+
+def killed(work: Callable[[], Any]) -> None:
+    """Run something in another process, which is to kill itself."""
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+
+
+def test_a_retry_before_it_is_settled_asks_only_the_kinds_named(
+    make: Callable[..., Any], web: Web
+) -> None:
+    for path, status in web.answers.items():
+        web.answers[path] = 500 if status == 404 else 503
+    recipe = make()
+
+    def die() -> None:
+        original = allowance.observe
+
+        def observe(*arguments: Any) -> None:
+            original(*arguments)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        allowance.observe = observe  # type: ignore[assignment]
+        run(recipe)
+
+    killed(die)
+    before = set(web.ever)
+    assert allowance.unsettled(plan_curation(recipe))
+    begun = retry.begin(plan_curation(recipe), ("http.503",))
+    busy = {path for path in before if web.answers.get(path) == 503}
+    assert begun.rows == len(busy) > 0
+    web.reset()
+    run(recipe)
+    assert before & set(web.asked) == busy
+    assert set(web.asked.values()) == {1}
+
+
+def test_a_source_that_grows_is_observed_anew(
+    make: Callable[..., Any], web: Web, tmp_path: Path
+) -> None:
+    recipe = make()
+    run(recipe)
+    before = set(web.ever)
+    write_list(tmp_path / "list" / "c.parquet", web.url, ROWS, 400)
+    web.reset()
+    outcome = run(recipe)
+    again = {path for path in web.asked if path in before}
+    assert {web.answers[path] for path in again} <= {503}, "a 404 lasts, and a picture is there"
+    assert set(web.asked.values()) == {1}
+    assert abs(outcome.manifest["kept"] - KEEP) < 3 * math.sqrt(KEEP * 0.7 * 2)
+    entries = json.loads(Path(recipe.curate.pool, "allowance.json").read_text())
+    assert [entry["settled"] for entry in entries.values()] == [True, True]
+
+
+@pytest.mark.ray
+def test_it_decides_alike_under_ray(
+    make: Callable[..., Any], web: Web, ray_address: str, tmp_path: Path
+) -> None:
+    here, there = make("here"), make("there")
+    run(here)
+    with run_ray.connected() as runner:
+        curation.run(plan_curation(there), runner, Quiet(), there)
+    assert shard_bytes(here) == shard_bytes(there)
+    assert noted(here) == noted(there)
+
+
+def asks_again(fracs: tuple[float, ...], kept: tuple[int, ...], wanted: int, frac: float) -> bool:
+    """Whether a stage that kept ``kept`` in its rounds asks again, with ``frac`` of the last coming through."""
+    one = allowance.Allowance(0, "balance", wanted, "key", fracs, settled=False)
+    rounds = [{"rows_kept": rows, "success_frac": 1.0} for rows in kept[:-1]]
+    return allowance._asks_again(one, {"rows_kept": kept[-1], "success_frac": frac}, rounds)
+
+
+def test_when_it_asks_again() -> None:
+    assert asks_again((), (10_000,), 10_000, 0.99)
+    assert not asks_again((), (10_000,), 10_000, 1.0)
+    assert not asks_again((), (10_000,), 10_000, 0.0), "nothing comes: more of it is nothing"
+    # A second time, where the next rows are worse than the first ones and it is short by a lot.
+    assert asks_again((0.8,), (10_000, 12_500), 10_000, 0.7)
+    assert not asks_again((0.8,), (10_000, 12_500), 10_000, 0.78), "within three sigmas"
+    assert not asks_again((0.8,), (10_000, 12_500), 10_000, 0.81), "enough of them come"
+    assert not asks_again((0.8,), (10_000, 10_000), 10_000, 0.7), "there are no more rows"
+    assert not asks_again((0.8, 0.7), (10_000, 12_500, 14_000), 10_000, 0.5), "three rounds"
 
 
 def test_nothing_to_make_up_for_is_refused(make: Callable[..., Any]) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from curate.contract import parts
+from curate.contract import parts, storage
 from curate.stage import KEEP, REASON, StageError
-from pipelines import fused, part
+from pipelines import curation, fused, part
 from pipelines.plan import plan_curation
+from pipelines.run_local import LocalRunner
+from tests.pipelines.test_curation import SOURCE, Quiet
 from tests.tiny.stages import USE
 
 
@@ -85,3 +87,20 @@ def test_a_stage_that_can_not_open_blames_no_row(curate_recipe: Callable[..., An
     ):
         fused.run_rows(plan, (1,), 0)
     assert not part.is_done(plan, plan.stages[1], 0)
+
+
+def test_two_stages_of_one_step_make_pictures_behind_fsspec(
+    curate_recipe: Callable[..., Any],
+) -> None:
+    stages = [{"use": f"{USE}:Picture"}, {"use": f"{USE}:Longer"}]
+    found = []
+    for folder, options in (("here", {}), ("away", {"pool": "memory://two_makers/pool"})):
+        plan = plan_curation(curate_recipe(SOURCE, stages, folder=folder, **options))
+        count = curation.measure(plan, LocalRunner(), Quiet())
+        makers = [one for one in plan.stages if one.makes_images]
+        paths = [plan.pool.images_path(m.fingerprint, n) for m in makers for n in range(count)]
+        found.append([parts.read_images(path) for path in paths])
+    assert found[0] == found[1]
+    first, second = found[0][:count], found[0][count:]
+    assert [{uid: one + b"+" for uid, one in held.items()} for held in first] == second
+    storage.remove("memory://two_makers")

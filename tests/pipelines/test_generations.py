@@ -46,11 +46,21 @@ def test_generations_are_counted_by_stage() -> None:
             {"kinds": ["http.404", "timeout"], "rows": 1, "before": {USE: {}}},
         ]
     }
-    retries = noted(described)
+    retries = noted(described, "a")
     assert retries[1] == Retry(("http.404", "timeout"), (USE,))
     assert [generation(retries, name) for name in (USE, "caption.x", "score.phash")] == [2, 1, 0]
     assert asked_since(retries, USE, 0) == ("timeout", "http.404")
     assert asked_since(retries, USE, 1) == ("http.404", "timeout")
     assert asked_since(retries, USE, 2) == ()
     assert asked_since(retries, "score.phash", 0) == ()
-    assert noted(None) == noted({}) == ()
+    assert noted(None, "a") == noted({}, "a") == ()
+
+
+def test_another_recipe_s_retries_do_not_count() -> None:
+    entries = [
+        {"recipe": name, "kinds": [kind], "rows": 1, "before": {USE: {}}}
+        for name, kind in (("a", "dns"), ("b", "http.404"), ("a", "timeout"))
+    ]
+    assert [retry.kinds for retry in noted({"retries": entries}, "a")] == [("dns",), ("timeout",)]
+    assert [retry.kinds for retry in noted({"retries": entries}, "b")] == [("http.404",)]
+    assert noted({"retries": entries}, "c") == ()

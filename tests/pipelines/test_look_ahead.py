@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,7 +23,8 @@ from tests.tiny.stages import USE
 
 
 def stages_of(log: Path | str = "", **options: Any) -> list[dict[str, Any]]:
-    ahead = {"use": f"{USE}:Ahead", "dead": "number 11", "log": str(log), **options}
+    ahead = {"use": f"{USE}:Ahead", "log": str(log), **options}
+    ahead.setdefault("dead", "number 11")
     return [
         {"use": f"{USE}:Length"},
         {"use": "filter.threshold", "column": "length", "at_least": 15},
@@ -130,6 +133,65 @@ def test_leftover_notes_of_committed_parts_go_with_the_next_run(
     (stale / "journal").write_bytes(b"x")
     curation.measure(plan, LocalRunner(), Quiet())
     assert not stale.parent.exists()
+
+
+def test_a_run_that_ends_whole_drops_the_notes_of_runs_with_other_options(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    broken = curate_recipe(SOURCE, [*stages_of(dead="number 12"), lost_service(tmp_path)])
+    with pytest.raises(RunFailed):
+        run(broken)
+    work = Path(broken.curate.pool, "work")
+    assert list(work.glob("*-notes"))
+    run(curate_recipe(SOURCE, stages_of()))
+    assert not list(work.glob("*-notes"))
+
+
+def test_it_hears_of_no_part_that_is_done(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """A stage below it has still to run over that part, so it is among those to come."""
+    log = tmp_path / "log"
+    recipe = curate_recipe(SOURCE, stages_of(log, room=1000))
+    plan = run(recipe)
+    for index, number in ((3, 1), (4, 1), (4, 2), (3, 3), (4, 3)):
+        Path(part.sidecar(plan, plan.stages[index], number)).unlink()
+    log.unlink()
+    curation.measure(plan, LocalRunner(), Quiet())
+    assert [words[0] for words in lines(log, "told")] == ["00001", "00003"]
+
+
+def test_nothing_is_told_once_the_part_is_over(
+    curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = curate_recipe(SOURCE, stages_of(room=1000))
+    plan = plan_curation(recipe)
+    curation.measure(plan, LocalRunner(), Quiet())
+    for number in range(1, 6):
+        Path(part.sidecar(plan, plan.stages[3], number)).unlink()
+    planned, began = plan.stages[3], threading.Event()
+    state, ended = planned.stage.open(), list[float]()
+
+    def expect(self: Any, rows: Any, state: Any, notes: str) -> None:
+        if threading.current_thread().name == "look-ahead":
+            began.set()
+            time.sleep(0.3)
+            ended.append(time.monotonic())
+
+    monkeypatch.setattr(type(planned.stage), "expect", expect)
+    monkeypatch.setattr(
+        type(planned.stage),
+        "wants_more",
+        lambda *_: threading.current_thread().name == "look-ahead",
+    )
+    ahead = look_ahead.LookAhead(plan, 3, 1, (2, 3, 4, 5), (), state)
+    ahead.begin(look_ahead.coming(plan, 3, 1, ()))
+    assert began.wait(5)
+    ahead.end(committed=False)
+    over = time.monotonic()
+    time.sleep(0.4)
+    assert ended
+    assert max(ended) < over
 
 
 def test_rows_that_are_known_are_not_told(

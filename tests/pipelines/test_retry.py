@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,7 +18,7 @@ from click.testing import CliRunner
 
 from cli import main
 from curate.contract import parts
-from pipelines import curation, part, retry
+from pipelines import curation, part, retry, reuse
 from pipelines.errors import RecipeError, RunFailed
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
@@ -167,6 +169,30 @@ def test_a_part_of_which_nothing_is_asked_is_linked(make: Callable[..., Any], we
         assert [s["rows_in"] - s["taken_over"] for s in stats] == [1, 0, 0, 0]
 
 
+def test_pictures_of_before_a_retry_can_be_deleted(
+    make: Callable[..., Any], web: Web, tmp_path: Path
+) -> None:
+    """As docs/download.md says: those that the manifest of the shards does not name."""
+    web.answers = {"3": 503, "12": 404}
+    recipe = make()
+    run(recipe)
+    web.answers = {"12": 404}
+    run(recipe, "http.503")
+    held = Path(recipe.curate.pool, "images")
+    used = json.loads(Path(recipe.curate.shards, "manifest.json").read_text())["images"]
+    older = {path.name for path in held.iterdir()} - set(used)
+    assert older
+    for name in older:
+        shutil.rmtree(held / name)
+    web.reset()
+    web.answers = {}
+    run(recipe, "http.404")
+    assert dict(web.asked) == {"12": 1}
+    fresh = make("fresh")
+    run(fresh)
+    assert shard_bytes(recipe) == shard_bytes(fresh)
+
+
 def test_a_retry_that_died_goes_on(make: Callable[..., Any], web: Web, tmp_path: Path) -> None:
     web.answers = dict(FAILED)
     recipe = make()
@@ -296,7 +322,9 @@ def test_a_run_that_stopped_for_its_failures_is_gone_on_with(
     """Some rows of every part came, so no part is given back: the failed ones are asked by a retry."""
     web.answers = {str(n): 503 for n in range(ROWS) if n % 3}
     recipe = make(max_error_frac=0.5)
-    with pytest.raises(RunFailed, match=r"with `--retry http.503` it asks all such rows again"):
+    with pytest.raises(
+        RunFailed, match=r"with `--retry http.503` the same command asks all such rows again"
+    ):
         run(recipe)
     came = {str(n) for n in range(0, ROWS, 3)}
     web.answers = {str(n): 503 for n in range(ROWS) if n % 3 == 1}
@@ -326,11 +354,152 @@ def test_a_retry_that_failed_too_often_can_be_asked_again(
     assert not reasons(recipe)
 
 
+def test_a_retry_that_stopped_early_is_asked_anew(
+    make: Callable[..., Any], web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some rows of each part come, so none is given back; the command that is advised asks the others."""
+    monkeypatch.setattr(curation, "_EARLY_STOP_ROWS", 10)
+    down = {str(n): 503 for n in range(ROWS) if n % 8}
+    lasts = {
+        "1": 404,
+        "25": 404,
+    }  # in the first part, which is asked, and in the last, which is not
+    web.answers = {**down, **lasts}
+    recipe = make(max_error_frac=0.5)
+    asked: list[set[str]] = []
+    for _ in range(3):
+        web.reset()
+        with pytest.raises(RunFailed, match=r"--retry http\.503"):
+            run(recipe, "http.503" if asked else "")
+        asked.append(set(web.asked))
+    assert asked[0] == {str(n) for n in range(16)}
+    failed = set(down) & asked[0] - set(lasts)
+    assert asked[1:] == [failed, failed], "not asked again"
+    assert retry.unfinished(plan_curation(recipe)) is None
+    web.answers = dict(lasts)
+    web.reset()
+    run(recipe, "http.503")
+    assert failed <= set(web.asked)
+    assert not {"0", "8", "1"} & set(web.asked), "they had come, or last"
+    assert reasons(recipe) == {"1": "http.404", "25": "http.404"}
+    fresh = make("fresh")
+    run(fresh)
+    assert shard_bytes(recipe) == shard_bytes(fresh)
+    states = [entry.get("finished") for entry in described(recipe)["retries"]]
+    assert states == [True, True, True], "all are over"
+
+
+def test_the_rest_of_a_stopped_retry_is_the_next_one_s(
+    make: Callable[..., Any], web: Web, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    web.answers = dict(FAILED)
+    recipe = make(max_error_frac=0.5)
+    run(recipe)
+    plan = plan_curation(recipe)
+    retry.begin(plan, ("http.404",))
+    retry.stop(plan_curation(recipe), f"{USE}:Length")
+    assert retry.unfinished(plan_curation(recipe)) is not None, "another stage's failures"
+    retry.stop(plan_curation(recipe), GET)
+    web.answers = {}
+    web.reset()
+    run(recipe, "http.500")
+    assert dict(web.asked) == dict.fromkeys(GONE | BROKEN, 1), (
+        "404 had not been asked; 503 was not meant"
+    )
+
+
+def described(recipe: Any) -> dict[str, Any]:
+    return dict(json.loads(Path(recipe.curate.pool, "pool.json").read_text()))
+
+
+def test_another_recipe_over_the_pool_leaves_an_open_retry_as_it_is(
+    make: Callable[..., Any], web: Web, tmp_path: Path
+) -> None:
+    web.answers = dict(FAILED)
+    recipe = make()
+    run(recipe)
+    other = dataclasses.replace(
+        recipe,
+        name="other",
+        curate=dataclasses.replace(recipe.curate, shards=str(tmp_path / "other")),
+    )
+    text = dataclasses.replace(
+        other, curate=dataclasses.replace(other.curate, stage=recipe.curate.stage[:1])
+    )
+    run(text)
+    retry.begin(plan_curation(recipe), ("http.404",))
+    before = described(recipe)
+    web.answers = dict(FAILED)
+    web.reset()
+    for _ in range(2):  # the second time there is nothing to do
+        run(text)
+    assert not web.asked
+    run(other)
+    assert not web.asked, "this retry is none of its own"
+    assert described(recipe) == before
+    # Its own retry, of other kinds, is not taken for the first recipe's.
+    web.answers = dict.fromkeys(GONE, 404)
+    web.reset()
+    run(other, "http.5xx")
+    assert set(web.asked) == BUSY | BROKEN
+    assert "retries" not in json.loads(Path(recipe.curate.shards, "manifest.json").read_text())
+    web.answers = {}
+    web.reset()
+    run(recipe)
+    assert set(web.asked) == GONE | BUSY | BROKEN or set(web.asked) == GONE
+    assert set(reasons(recipe)) <= BUSY | BROKEN
+    owners = [(one["recipe"], one.get("finished")) for one in described(recipe)["retries"]]
+    assert owners == [("test", True), ("other", True)]
+
+
+def test_a_text_variant_of_the_recipe_closes_no_retry(
+    make: Callable[..., Any], web: Web, tmp_path: Path
+) -> None:
+    web.answers = dict(FAILED)
+    recipe = make()
+    run(recipe)
+    retry.begin(plan_curation(recipe), ("http.404",))
+    curate = dataclasses.replace(
+        recipe.curate, stage=recipe.curate.stage[:1], shards=str(tmp_path / "text")
+    )
+    run(dataclasses.replace(recipe, curate=curate))
+    assert retry.unfinished(plan_curation(recipe)) is not None
+
+
+def test_shards_made_anew_have_the_same_manifest(make: Callable[..., Any], web: Web) -> None:
+    web.answers = dict(FAILED)
+    recipe = make()
+    run(recipe)
+    run(recipe, "http")
+    manifest = Path(recipe.curate.shards, "manifest.json")
+    before = manifest.read_text()
+    assert set(json.loads(before)["retries"][0]) == {"kinds", "rows", "before", "after"}
+    shutil.rmtree(recipe.curate.shards)
+    run(recipe)
+    assert manifest.read_text() == before
+
+
+def test_the_newest_run_comes_first(make: Callable[..., Any], web: Web) -> None:
+    web.answers = dict(FAILED)
+    recipe = make()
+    ran = []
+    for kinds in ("", "http", "http", "http"):
+        run(recipe, kinds)
+        plan = plan_curation(recipe)
+        ran.append(next(one for one in plan.stages if one.use == GET))
+    other = dataclasses.replace(ran[-1], fingerprint="0" * 64)
+    found = [one.fingerprint for one in reuse.fingerprints(plan, other)]
+    assert found == [one.fingerprint for one in reversed(ran)]
+
+
 def test_the_command_says_what_there_is(make: Callable[..., Any], web: Web, tmp_path: Path) -> None:
     recipe = make()
     new = command(recipe, tmp_path, "curate", "--local", "--retry", "timeout")
     assert new.exit_code == 0
-    assert f"{USE}:Length has not run yet; run `clip-pipe curate` without --retry" in new.stderr
+    assert (
+        f"{USE}:Length has not run for all rows yet; run `clip-pipe curate` without --retry"
+        in new.stderr
+    )
     assert not Path(recipe.curate.pool, "pool.json").exists()
     web.answers = dict(FAILED)
     assert command(recipe, tmp_path, "curate", "--local").exit_code == 0
@@ -356,6 +525,12 @@ def test_the_command_says_what_there_is(make: Callable[..., Any], web: Web, tmp_
     ("kinds", "words"),
     [
         ("timeuot", "did you mean 'timeout'"),
+        (
+            "nothing like it",
+            "it is http.CODE (http.503; x is any digit, as in http.5xx) or one of: ",
+        ),
+        ("", "--retry: no kind of failure is named"),
+        (" ", "hint: name some"),
         ("http.5x", "no such kind"),
         ("http.603", "no such kind"),
         ("timeout,,dns", "item 2 of 3 is empty"),

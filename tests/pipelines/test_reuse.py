@@ -207,6 +207,81 @@ def test_rows_come_back_in_their_order() -> None:
     assert found["reason"].to_pylist() == ["y", None, "x", None, "y"]
 
 
+def test_each_picture_is_read_where_its_row_is_known_from(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan = plan_curation(curate_recipe(SOURCE, stages(12, tmp_path / "calls")))
+    uids = ["a", "b", "c", "d"]
+    paths = [str(tmp_path / f"{run}.tar") for run in range(3)]
+    for run_number, path in enumerate(paths):  # each has all, and none twice the same bytes
+        parts.write_images(
+            path, uids, [b"\xff\xd8\xff" + f"{run_number}{u}".encode() for u in uids]
+        )
+    opened: list[str] = []
+    original = parts.Pictures._opened
+    monkeypatch.setattr(
+        parts.Pictures, "_opened", lambda one: (opened.append(one._path), original(one))[1]
+    )
+    schema = part.sidecar_schema(plan.stages[3])
+    table = pa.table([pa.nulls(4, f.type) for f in schema], schema=schema)
+    known_from = np.array([0, 2, 0, 2], np.int32)
+    prior = reuse.Prior(plan.stages[3], np.ones(4, bool), table, paths, known_from)
+    assert not opened
+    found = prior.take(np.array([3, 0, 1]), ["d", "a", "b"])["image"].to_pylist()
+    assert found == [b"\xff\xd8\xff" + text for text in (b"2d", b"0a", b"2b")]
+    prior.take(np.array([2]), ["c"])
+    assert opened == [paths[0], paths[2]]
+    files = [pictures._file for pictures in prior._pictures.values()]
+    prior.close()
+    assert len(files) == 2
+    assert all(file is not None and file.closed for file in files)
+
+
+def test_a_part_lets_go_of_the_pictures_it_took_over(
+    curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(curate_recipe(SOURCE, stages(12, tmp_path / "calls", dead="")))
+    closed: list[int] = []
+    original = reuse.Prior.close
+
+    def close(self: reuse.Prior) -> None:
+        closed.append(len(self._pictures))
+        original(self)
+
+    monkeypatch.setattr(reuse.Prior, "close", close)
+    run(curate_recipe(SOURCE, stages(10, tmp_path / "calls", dead="")))
+    assert sum(closed) > 0
+
+
+def test_a_failed_row_that_is_refused_above_now_is_not_carried_over(
+    curate_recipe: Callable[..., Any], tmp_path: Path
+) -> None:
+    """What remains is known whole; but the part's counts would still have the row that is gone."""
+
+    def chain(at_least: int) -> list[dict[str, Any]]:
+        return [
+            {"use": f"{USE}:Length"},
+            {"use": "filter.threshold", "column": "length", "at_least": at_least},
+            {"use": f"{USE}:Common", "most": 50},  # ends a step
+            {"use": f"{USE}:Picture", "dead": "number 8"},  # the one short caption of its part
+        ]
+
+    def counts(recipe: Any) -> list[tuple[int, int, dict[str, int]]]:
+        plan = plan_curation(recipe)
+        stats = [parts.read_stats(part.sidecar(plan, plan.stages[4], n)) for n in range(6)]
+        return [(one["rows_in"], one["kept"], one["refused"]) for one in stats]
+
+    first = curate_recipe(SOURCE, chain(1))
+    run(first)
+    assert counts(first)[1] == (5, 4, {"error.tiny.dead": 1})
+    recipe = curate_recipe(SOURCE, chain(15))
+    run(recipe)
+    fresh = curate_recipe(SOURCE, chain(15), folder="fresh")
+    run(fresh)
+    assert counts(recipe)[1] == (4, 4, {})
+    assert counts(recipe) == counts(fresh)
+
+
 def test_a_part_whose_rows_are_as_before_is_carried_over_whole(
     curate_recipe: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from curate.stage import Resources
 from pipelines import curation, run_ray
 from pipelines.errors import RunFailed
 from pipelines.plan import plan_curation
@@ -37,6 +39,70 @@ def test_the_same_bytes_as_in_process(curate_recipe: Callable[..., Any], ray_add
     with run_ray.connected() as runner:
         curation.run(plan_curation(there), runner, Quiet())
     assert shard_bytes(here) == shard_bytes(there)
+
+
+class _Unending:
+    """As much of Ray as ``map`` needs, in this process: every result of a task is there at once."""
+
+    class exceptions:
+        RayTaskError = RayError = RuntimeError
+
+    def __init__(self) -> None:
+        self.running, self.most, self.puts = 0, 0, 0
+
+    def cluster_resources(self) -> dict[str, float]:
+        return {"CPU": 2.0}
+
+    def put(self, plan: Any) -> Any:
+        self.puts += 1
+        return plan
+
+    def get(self, result: Any) -> Any:
+        return result
+
+    def wait(self, references: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
+        return references[:1], references[1:]
+
+    def cancel(self, *_: Any, **__: Any) -> None:
+        pass
+
+    def remote(self, function: Any) -> Any:
+        def begin(*arguments: Any) -> Any:
+            self.running += 1
+            self.most = max(self.most, self.running)
+            return results(function(*arguments))
+
+        def results(found: Any) -> Any:
+            yield from found
+            self.running -= 1
+
+        task = SimpleNamespace(remote=begin)
+        task.options = lambda **_: task
+        return task
+
+
+def _eight(plan: Any, number: int) -> Iterator[int]:
+    yield from range(8 * number, 8 * number + 8)
+
+
+def test_no_more_tasks_than_the_window_has_while_they_give_many_results() -> None:
+    ray = _Unending()
+    runner = run_ray.RayRunner(ray, SimpleNamespace(obey=lambda: None))  # type: ignore[arg-type]
+    plan: Any = object()
+    found = list(runner.map(_eight, plan, [(n,) for n in range(50)], Resources()))
+    assert found == [(n, k) for n in range(50) for k in range(8 * n, 8 * n + 8)]
+    assert ray.most == 4
+
+
+def test_a_plan_travels_once_and_is_known_by_itself() -> None:
+    ray = _Unending()
+    runner = run_ray.RayRunner(ray, SimpleNamespace(obey=lambda: None))  # type: ignore[arg-type]
+    for _ in range(20):  # one that is gone may leave its id to the next
+        plan: Any = [0]
+        for _ in range(2):
+            list(runner.map(_eight, plan, [(1,)], Resources()))
+        del plan
+    assert ray.puts == 20
 
 
 def test_a_killed_worker_s_task_runs_again(

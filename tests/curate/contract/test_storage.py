@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import io
+import os
+import time
 from pathlib import Path
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from curate.contract import storage
 
 
-def write_and_fail(path: Path) -> None:
+def write_and_fail(path: Path | str) -> None:
     with storage.committed(str(path)) as file:
         file.write(b"half")
         raise KeyError
@@ -71,6 +75,79 @@ def test_a_second_name_behind_fsspec(tmp_path: Path) -> None:
     storage.link_or_copy("memory://copies/a", "memory://copies/deep/b")
     assert storage.size_bytes("memory://copies/deep/b") == 3_000_000
     storage.remove("memory://copies")
+
+
+def test_two_files_behind_fsspec_are_written_side_by_side() -> None:
+    root = "memory://beside"
+    with storage.committed(f"{root}/one") as one:
+        one.write(b"1")
+        with pytest.raises(KeyError):
+            write_and_fail(f"{root}/two")
+        with storage.committed(f"{root}/three") as three:
+            three.write(b"3")
+            assert not storage.exists(f"{root}/three")
+        assert storage.read_text(f"{root}/three") == "3"
+        assert not storage.exists(f"{root}/one")
+        one.write(b"11")
+    assert storage.read_text(f"{root}/one") == "111"
+    assert not storage.exists(f"{root}/two")
+    storage.remove(root)
+
+
+def test_behind_fsspec_a_failed_block_keeps_what_was_there(tmp_path: Path) -> None:
+    for root in ("memory://kept", f"file://{tmp_path}"):
+        storage.write_text(f"{root}/a", "first")
+        with pytest.raises(KeyError):
+            write_and_fail(f"{root}/a")
+        assert storage.read_text(f"{root}/a") == "first"
+    storage.remove("memory://kept")
+
+
+def test_a_filesystem_that_can_t_hold_a_file_back_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    class Plain(io.BytesIO):
+        pass
+
+    monkeypatch.setattr(MemoryFileSystem, "_open", lambda *_, **__: Plain())
+    with pytest.raises(ValueError, match=r"MemoryFileSystem can't write .* hint: "):
+        storage.write_text("memory://plain/a", "x")
+
+
+def test_a_copy_is_on_the_disk_before_its_name_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[str] = []
+
+    def refuse(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    def replace(*paths: str) -> None:
+        done.append("named")
+        Path(paths[0]).rename(paths[1])
+
+    monkeypatch.setattr("os.link", refuse)
+    monkeypatch.setattr("os.fsync", lambda _: done.append("synced"))
+    monkeypatch.setattr("os.replace", replace)
+    (tmp_path / "a").write_bytes(b"one")
+    storage.link_or_copy(str(tmp_path / "a"), str(tmp_path / "b"))
+    assert done == ["synced", "named"]
+
+
+def test_another_machine_s_new_link_to_an_old_file_is_not_swept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, link = tmp_path / "old", tmp_path / f"b{storage.TEMPORARY}elsewhere-1-abcdef01"
+    old.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    os.link(old, link)
+    storage.sweep(str(tmp_path))
+    assert link.exists()
+    now = time.time()
+    monkeypatch.setattr("time.time", lambda: now + 2 * 86_400)
+    storage.sweep(str(tmp_path))
+    assert old.exists()
+    assert not link.exists()
 
 
 def test_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from curate.download import outcomes
+from pipelines.generations import TRANSIENT, is_meant
 from pipelines.report import download
 from pipelines.report.content import HostRow, OutcomeRow
 from pipelines.report.tally import Tally
@@ -53,7 +54,26 @@ def test_rows_by_host(tmp_path: Path) -> None:
         HostRow("a.example", 4, 1, NAME + "ValueError", 1),
         HostRow("b.example", 3, 1, NAME + "timeout.total", 2),
     ]
-    assert [row.host for row in found.hosts.failed] == ["a.example", "b.example", "", "[::1]"]
+    assert found.hosts.failed == [], "one table has them all"
+
+
+def test_more_hosts_than_a_table_holds_are_two_tables(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "_SHOWN_HOSTS", 3)
+    rows: list[Row] = [*ROWS, *(("http://fine.example/", None, 20 + n) for n in range(9))]
+    (found,) = download.found(*fetched_run.make(tmp_path, [rows]))
+    assert [row.host for row in found.hosts.most] == ["fine.example", "a.example", "b.example"]
+    assert [row.host for row in found.hosts.failed] == ["a.example", "b.example", ""]
+
+
+def test_as_many_rows_may_come_as_a_retry_would_ask(tmp_path: Path) -> None:
+    """The page names a command, so both must mean the same rows."""
+    kinds = [kind + "503" if kind.endswith(".") else kind for kind in outcomes.KINDS]
+    rows: list[Row] = [("http://a.example/", kind, n) for n, kind in enumerate(kinds)]
+    (found,) = download.found(*fetched_run.make(tmp_path, [rows]))
+    meant = [is_meant("download.fetch", NAME + kind, [TRANSIENT]) for kind in kinds]
+    assert 0 < found.again == sum(meant) < len(rows)
 
 
 @pytest.mark.parametrize("cut", [1, 3, 7])

@@ -31,7 +31,7 @@ def test_sums_become_figures_of_one_picture(tmp_path: Path) -> None:
         "decoding processes: start, pipes, checks": 0.5,
         "tar": 0.03,
     }
-    assert (costs.pictures, costs.requests, costs.connections) == (1000, 1100, 40)
+    assert (costs.pictures, costs.attempts, costs.connections) == (1000, 1100, 40)
     assert (costs.handshakes, costs.handshake_wall_ms) == (20, 50.0)
     assert costs.wire_bytes == 250_000_000
 
