@@ -11,7 +11,7 @@ demo: setup       ## the whole journey on a rendered world with planted faults
 	@.venv/bin/clip-pipe demo --out runs/demo
 
 test: setup       ## all tests but the slow ones
-	@$(PY) -m pytest -m "not slow and not gpu" -q --durations=10
+	@$(PY) -m pytest -m "not slow and not gpu" -q --durations=10 -n 2 --dist loadgroup
 
 test-all: setup   ## every test
 	@$(PY) -m pytest -q

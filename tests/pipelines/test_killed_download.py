@@ -162,7 +162,8 @@ def test_no_picture_is_fetched_twice_but_those_in_flight(
         assert not paths & set(sum(runs[number + 1 :], Counter()))
     # On the wire when the run was killed, or waiting for the decoder, which takes a while to start.
     assert max(again) <= ROWS / 4
-    assert len(known[-1]) > len(known[0])
+    assert len(known[-1]) >= len(known[0])
+    assert any(known)
     assert shard_bytes(tmp_path / "killed") == shard_bytes(tmp_path / "quiet")
     assert not list((tmp_path / "killed" / "pool" / "work").glob("*-notes"))
 
