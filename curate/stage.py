@@ -145,7 +145,10 @@ class RowStage(Stage):
     looks_ahead: ClassVar[bool] = False
 
     def open(self) -> Any:
-        """Load models and clients, once per worker process. The result is passed to ``process``."""
+        """Load models and clients, once per worker process. The result is passed to ``process``.
+
+        If it has a method ``close()``, that is called when a run in this process ends.
+        """
         return None
 
     def process(self, batch: pa.Table, state: Any) -> pa.Table:

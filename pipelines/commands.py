@@ -155,9 +155,13 @@ def _begin_retry(planned: CurationPlan, text: str) -> str:
 def _runner(local: bool, address: str, workers: int, shown: Any) -> Iterator[Any]:
     """Where worker functions run: this process, a local Ray, or a cluster."""
     if local:
+        from pipelines import fused
         from pipelines.run_local import LocalRunner
 
-        yield LocalRunner()
+        try:
+            yield LocalRunner()
+        finally:
+            fused.close_opened()  # decoding processes would live on, idle, beside the report
         return
     from pipelines import run_ray
 

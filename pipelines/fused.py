@@ -312,6 +312,14 @@ def _key(planned: Planned) -> str:
     )
 
 
+def close_opened() -> None:
+    """Close what ``opened`` opened in this process, where it can be closed: threads, children, connections."""
+    while _OPENED:
+        state = _OPENED.popitem()[1]
+        if callable(close := getattr(state, "close", None)):
+            close()
+
+
 def attempt(planned: Planned, batch: pa.Table) -> pa.Table:
     """``process`` over a batch; when it raises, over halves, down to the row that is at fault."""
     state = opened(planned)

@@ -37,7 +37,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 _SAMPLE_S = 0.25
 _ORACLE = "img2dataset"
 _STAGE = (_ORACLE, "img2dataset, one SSLContext", "clip-pipe fast", "clip-pipe exact")
-_WEB = (_ORACLE, "clip-pipe fast")
+_WEB = ("img2dataset", "clip-pipe fast", "clip-pipe fast, 2 decoders")
 _COSTS = (
     "fetch_cpu_s",
     "tls_wall_s",

@@ -104,3 +104,17 @@ def test_two_stages_of_one_step_make_pictures_behind_fsspec(
     first, second = found[0][:count], found[0][count:]
     assert [{uid: one + b"+" for uid, one in held.items()} for held in first] == second
     storage.remove("memory://two_makers")
+
+
+def test_what_was_opened_is_closed_once_at_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed: list[str] = []
+
+    class State:
+        def close(self) -> None:
+            closed.append("closed")
+
+    monkeypatch.setattr(fused, "_OPENED", {"one": State(), "other": object()})
+    fused.close_opened()
+    fused.close_opened()
+    assert closed == ["closed"]
+    assert not fused._OPENED
