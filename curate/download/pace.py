@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 _FEWEST = 8
-_FIRST = 16
+_FIRST = 32
 _WINDOW_S = 0.3
 _LONGEST_WINDOW_S = 5.0
 _FEWEST_NOTES = 12

@@ -79,7 +79,7 @@ def test_errors_of_overload_bring_it_down_and_it_does_not_run_into_them_for_ever
 
 
 def test_held_up_by_memory_it_never_rises() -> None:
-    assert set(simulate(Crowd(256), for_s=30, memory_at_once=8)) == {16}
+    assert set(simulate(Crowd(256), for_s=30, memory_at_once=8)) == {32}
 
 
 def test_it_finds_a_server_that_became_faster() -> None:
