@@ -37,6 +37,8 @@ bench: setup      ## figures of docs/benchmarks.md that take minutes
 	@PYTHONPATH=. $(PY) tests/bench/semantic_duplicates.py
 	@PYTHONPATH=. $(PY) tests/bench/usual_filters.py
 	@PYTHONPATH=. $(PY) tests/bench/entries.py
+	@PYTHONPATH=. $(PY) tests/bench/decode.py
+	@PYTHONPATH=. $(PY) tests/bench/download.py
 
 pins:             ## compile requirements/*.txt from pyproject.toml (needs uv)
 	@tools/pins.sh
