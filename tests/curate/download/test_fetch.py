@@ -29,6 +29,7 @@ from aiohttp import web
 from curate.download import decoders, fetch, fetcher
 from curate.download.fetch import Fetch
 from curate.download.journal import Journal
+from curate.download.opt_out import opted_out
 from curate.download.outcomes import KINDS, is_transient, matches
 from curate.score.picture import decode
 from curate.stage import StageError
@@ -577,7 +578,10 @@ def test_impossible_options_are_refused_with_a_hint(options: dict[str, Any]) -> 
 
 
 def test_any_other_directive_may_be_disallowed() -> None:
-    Fetch(disallowed_header_directives=("nofollow", "max-snippet", "of-our-own")).check()
+    stage = Fetch(disallowed_header_directives=("nofollow", "max-snippet", "of-our-own"))
+    stage.check()
+    assert {"nofollow", "of-our-own"} <= stage._policy().disallowed_directives
+    assert opted_out(["of-our-own"], "us", stage._policy().disallowed_directives)
 
 
 @pytest.mark.parametrize(
