@@ -20,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         item.add_marker(pytest.mark.xdist_group(group))
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Long or binary bytes are named by a count: what holds a clock would differ between processes."""
+    if isinstance(val, bytes) and (len(val) > 40 or not val.isascii()):
+        return f"{len(val)} bytes"
+    return None
+
+
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder of real data; tests that need it skip where it is absent."""
