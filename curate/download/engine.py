@@ -6,8 +6,8 @@ hangs holds nobody but itself: what comes in the meantime waits here. Fetching (
 
 * a job is one (URL, expected hash); rows with an equal one share it, and jobs of one URL share its GET;
 * bodies not decoded yet hold at most half of ``memory_bytes`` (the fetcher sees to that), pictures not
-  collected yet the other half: beyond it nothing is begun but what ``collect`` waits for, and pictures wait
-  in the journal, or, where it can't be read back at once (behind fsspec), bodies wait undecoded;
+  collected yet the other half: beyond it pictures wait in the journal, or, where that can't be read back
+  at once (behind fsspec), bodies wait undecoded and nothing is begun but what ``collect`` waits for;
 * what was finished is noted in the journal of the row's part before anybody sees it.
 """
 
@@ -119,7 +119,9 @@ class Engine:
         with self._lock:
             waiting = len(self._queue) + self._fetcher.waiting()
             known = len(self._rows) - len(self._given)
-            return waiting < FEW_WAITING and known < _MOST_KNOWN and self._has_room()
+            newest = next(reversed(self._parts.values()), None)
+            on_disk = newest is not None and newest.journal.reads_at_once
+            return waiting < FEW_WAITING and known < _MOST_KNOWN and self._has_room(on_disk)
 
     def collect(
         self, uids: Sequence[str], urls: Sequence[str | None], hashes: Sequence[str | None]
@@ -245,15 +247,20 @@ class Engine:
             note(row, whole(job))
         return row
 
-    def _has_room(self) -> bool:
+    def _has_room(self, on_disk: bool = False) -> bool:
+        """Whether a further job may begin; ``on_disk``: its picture can wait in a journal."""
+        if self._unfinished + self._finished >= WINDOW_JOBS:
+            return False
         expected_bytes = self._held_bytes + self._unfinished * self._guess_bytes
-        jobs = self._unfinished + self._finished
-        return jobs < WINDOW_JOBS and expected_bytes < self._most_held_bytes
+        return on_disk or expected_bytes < self._most_held_bytes
 
     def _top_up(self) -> None:
         """Begin with what waits, as far as there is room."""
-        while self._queue and (self._queue[0].begun or self._has_room()):
-            job = self._queue.popleft()
+        while self._queue:
+            job = self._queue[0]
+            if not (job.begun or self._has_room(books.waits_on_disk(job))):
+                return
+            self._queue.popleft()
             if not job.begun and self._is_wanted(job):
                 self._begin(job)
 

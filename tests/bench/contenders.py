@@ -14,6 +14,7 @@ import json
 import os
 import resource
 import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -131,7 +132,7 @@ def clip_pipe(job: dict[str, Any], **options: Any) -> Run:
     def run(parts: list[list[str]], out: str) -> dict[str, Any]:
         Path(out).mkdir(parents=True)
         stage.costs(state)
-        ok, spent, tar_cpu_s, told = 0, {}, 0.0, 0
+        ok, tar_cpu_s = 0, 0.0
         tables = [
             pa.table(
                 {
@@ -141,12 +142,12 @@ def clip_pipe(job: dict[str, Any], **options: Any) -> Run:
             )
             for urls in parts
         ]
+        stage.expect(tables[0], state, f"{out}/notes-0")
+        ahead = threading.Thread(target=look_ahead, args=(stage, state, tables, out), daemon=True)
+        ahead.start()
         for index, table in enumerate(tables):
             with open(f"{out}/{index}.tar", "wb") as file:
                 for start in range(0, len(table), stage.batch_rows):
-                    while told <= index or (told < len(tables) and stage.wants_more(state)):
-                        stage.expect(tables[told], state, f"{out}/notes-{told}")
-                        told += 1
                     batch = table.slice(start, stage.batch_rows)
                     images = stage.process(batch, state)["image"].to_pylist()
                     began = time.thread_time()
@@ -156,10 +157,18 @@ def clip_pipe(job: dict[str, Any], **options: Any) -> Run:
                             ok += 1
                     tar_cpu_s += time.thread_time() - began
                 file.write(tars.END)
-        spent = stage.costs(state)
-        return {"ok": ok, "costs": {**spent, "tar_cpu_s": tar_cpu_s}}
+        ahead.join()
+        return {"ok": ok, "costs": {**stage.costs(state), "tar_cpu_s": tar_cpu_s}}
 
     return run
+
+
+def look_ahead(stage: Any, state: Any, tables: list[Any], out: str) -> None:
+    """Tell the stage of the parts that follow as soon as it wants more, as the runner's thread does."""
+    for number, table in enumerate(tables[1:], 1):
+        while not stage.wants_more(state):
+            time.sleep(0.1)
+        stage.expect(table, state, f"{out}/notes-{number}")
 
 
 CONTENDERS: dict[str, Callable[[dict[str, Any]], Run]] = {
