@@ -19,7 +19,7 @@ from pipelines import components, overrides
 from pipelines.components import Component
 from pipelines.errors import RecipeError, did_you_mean, split_hint
 from pretrain.loop import settings
-from pretrain.loop.settings import Phase, ShardSource, TrainSettings
+from pretrain.loop.settings import Phase, ShardSource, Sidecar, TrainSettings
 
 SHIPPED = Path(__file__).resolve().parent / "recipes"
 
@@ -201,7 +201,13 @@ def _train_fields(path: str) -> dict[str, Any]:
             for n, entry in enumerate(_list(value, where))
         )
 
-    return {"shards": shards, "phase": phases}
+    def sidecars(value: Any, where: str) -> tuple[Sidecar, ...]:
+        return tuple(
+            _dataclass(Sidecar, entry, f"{where}.{n}", {})
+            for n, entry in enumerate(_list(value, where))
+        )
+
+    return {"shards": shards, "phase": phases, "sidecar": sidecars}
 
 
 def _train_paths(train: TrainSettings, curate: CuratePlan | None, path: str) -> TrainSettings:
@@ -220,6 +226,10 @@ def _train_paths(train: TrainSettings, curate: CuratePlan | None, path: str) -> 
         train,
         out=storage.absolute(train.out),
         pretrained=storage.absolute(train.pretrained) if train.pretrained else "",
+        cache=storage.absolute(train.cache) if train.cache else "",
+        sidecar=tuple(
+            dataclasses.replace(entry, path=storage.absolute(entry.path)) for entry in train.sidecar
+        ),
         shards=tuple(
             dataclasses.replace(entry, path=storage.absolute(entry.path)) for entry in shards
         ),

@@ -30,6 +30,11 @@ FREE_TO_CHANGE = (
     "workers",
     "checkpoint_minutes",
     "keep_checkpoints",
+    "keep_every_samples",
+    "loggers",
+    "cache",
+    "cache_gb",
+    "parallel",
     "log_every_steps",
     "max_bad_frac",
 )

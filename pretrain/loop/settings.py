@@ -20,11 +20,30 @@ class ShardSource:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Sidecar:
+    """Columns of a table, joined to samples by uid when they are read; the tars stay as they are.
+
+    ``use`` says what they are: "captions" (text, or a list of texts or of objects with a ``text``:
+    added to the sample's own), "caption" (takes the alt-text's place), "keep" (bool: samples that it
+    refuses leave the stream) or "features" (a list of numbers of one length: ``stored:<name>``).
+    """
+
+    path: str  # a parquet file, a folder of them, or a glob; each with a column ``uid``
+    use: str
+    column: str = ""  # empty: the name that ``use`` has
+    name: str = ""  # of features; empty: the column's
+    missing: str = (
+        "keep"  # what becomes of samples it has no row for: "keep" (as they are) or "drop"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Phase:
     """One stretch of training with fixed resolution, views, objective and optimiser settings."""
 
     samples: int  # samples_seen at which the phase ends, counted from its start
     global_batch: int  # over all ranks
+    micro_batch: int = 0  # rows of a rank in one forward; 0: all of them. Fewer: exact accumulation
     lr: float = 5e-4
     lr_end: float = 0.0
     warmup_samples: int = 0
@@ -48,8 +67,26 @@ class TrainSettings:
     pretrained: str = ""  # path of open_clip weights to start from; empty: random
     precision: str = "bf16"  # bf16 (autocast) or fp32
     workers: int = 1  # loader processes per rank; 0 decodes in the rank itself
+    sidecar: tuple[Sidecar, ...] = ()
+    text_buckets: tuple[int, ...] = (
+        16,
+        32,
+    )  # lengths that captions are padded to, where exact; empty: full
+    augment: str = (
+        "worker"  # where pictures are cropped: "worker", or "device" (decoded pixels travel)
+    )
+    cache: str = (
+        ""  # folder for copies of remote shards and indexes; empty: the user's cache folder
+    )
+    cache_gb: float = 100.0  # of remote shards kept there at most
+    parallel: str = "auto"  # "ddp", "fsdp", or by the number of parameters
+    compile: str = "auto"  # "on", "off", or on where there is a GPU
+    activation_checkpointing: bool = False
+    ema_decay: float = 0.0  # of an average of the weights, per step; 0: none is kept
     checkpoint_minutes: float = 10.0
     keep_checkpoints: int = 2
+    keep_every_samples: int = 0  # checkpoints at multiples of it are never deleted; 0: none
+    loggers: tuple[str, ...] = ()  # besides metrics.jsonl: "tensorboard", "wandb"
     log_every_steps: int = 10
     max_bad_frac: float = 0.01  # share of undecodable samples past which the run stops
     phase: tuple[Phase, ...] = ()
