@@ -4,13 +4,10 @@ import itertools
 import json
 import os
 import signal
-import socket
-import time
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 
 from pretrain.loop import train, world
 from pretrain.loop.settings import Phase, ShardSource, TrainSettings
@@ -19,7 +16,7 @@ from pretrain.objective.base import Comm, Dims, Features, Term, full_precision
 from pretrain.objective.infonce import InfoNCE
 from pretrain.stream.batch import Sample
 from pretrain.stream.tars import TarSet
-from tests.tiny import scenes
+from tests.tiny import ranks, scenes
 
 ROWS = 8
 VIEWS = {"image": "image", "text": "text"}
@@ -58,11 +55,7 @@ def settings(folder: str, out: str, model: str) -> TrainSettings:
     )  # fmt: skip
 
 
-def rank_main(rank: int, port: int, folder: str, model: str) -> None:
-    os.environ.update(
-        RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
+def rank_main(rank: int, folder: str, model: str) -> None:
     here = world.join()
     found = one_step(here)
     rows = torch.full((1, 2), float(rank + 1), requires_grad=True)
@@ -105,18 +98,7 @@ def two_ranks(tmp_path_factory):
 
     scenes.write_shards(folder / "shards", 40, change=change)
     model = scenes.write_model(folder)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    ranks = mp.start_processes(
-        rank_main, (port, str(folder), model), nprocs=2, start_method="spawn", join=False
-    )
-    deadline_s = time.monotonic() + 180
-    while not ranks.join(timeout=1):
-        if time.monotonic() > deadline_s:
-            for process in ranks.processes:
-                process.kill()
-            pytest.fail("two ranks did not end within 180 s: they wait for each other")
+    ranks.run(rank_main, 2, str(folder), model)
     found = [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
     checks = [json.loads((folder / f"rank{rank}.json").read_text()) for rank in range(2)]
     return folder, model, found, checks
