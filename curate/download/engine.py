@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from itertools import takewhile
 
 from curate.download import job as books
 from curate.download.decoders import Decoders
@@ -34,9 +35,8 @@ FEW_WAITING = 512  # expected and not begun: fewer, and more may be expected
 DECODER_BYTES = 1536 << 20  # address space of one decoding process
 _FIRST_GUESS_BYTES = 128 << 10  # of a picture, before any came
 _MOST_KNOWN = 4 * WINDOW_JOBS  # rows expected and not collected, those that a journal has included
-_STARVED_S = (
-    0.1  # a wait with bodies held back: then one of them gives its room to what is waited for
-)
+# A wait with bodies held back: then one of them gives its room to what is waited for.
+_STARVED_S = 0.1
 _GUESS_OVER = 64  # outcomes that the guess of a picture's size is an average of
 
 
@@ -119,9 +119,8 @@ class Engine:
         with self._lock:
             waiting = len(self._queue) + self._fetcher.waiting()
             known = len(self._rows) - len(self._given)
-            newest = next(reversed(self._parts.values()), None)
-            on_disk = newest is not None and newest.journal.reads_at_once
-            return waiting < FEW_WAITING and known < _MOST_KNOWN and self._has_room(on_disk)
+            few = waiting < FEW_WAITING and known < _MOST_KNOWN
+            return few and self._has_room(books.newest_reads_at_once(self._parts))
 
     def collect(
         self, uids: Sequence[str], urls: Sequence[str | None], hashes: Sequence[str | None]
@@ -256,11 +255,8 @@ class Engine:
 
     def _top_up(self) -> None:
         """Begin with what waits, as far as there is room."""
-        while self._queue:
-            job = self._queue[0]
-            if not (job.begun or self._has_room(books.waits_on_disk(job))):
-                return
-            self._queue.popleft()
+        while self._queue and self._has_room(books.waits_on_disk(self._queue[0])):
+            job = self._queue.popleft()
             if not job.begun and self._is_wanted(job):
                 self._begin(job)
 
@@ -389,8 +385,7 @@ class Engine:
         if all(key in self._given for key in keys):
             return
         again = set(keys)
-        gone = [row for row in self._given.values() if row.key not in again and not row.asked_by]
-        for row in gone:
+        for row in [r for r in self._given.values() if r.key not in again and not r.asked_by]:
             del self._given[row.key]
             self._drop(row)
 
@@ -399,9 +394,6 @@ class Engine:
         wanted = {row.part for row in rows if row.part is not None}
         if not wanted or self._has_room():
             return
-        for part in list(self._parts.values()):
-            if part in wanted:
-                return
-            for row in list(part.rows.values()):
-                if not row.collected and not row.asked_by:
-                    self._drop(row)
+        for part in takewhile(lambda part: part not in wanted, list(self._parts.values())):
+            for row in books.unclaimed(part):
+                self._drop(row)

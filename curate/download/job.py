@@ -67,6 +67,17 @@ def waits_on_disk(job: Job) -> bool:
     return all(row.part is not None and row.part.journal.reads_at_once for row in job.rows)
 
 
+def newest_reads_at_once(parts: dict[str, Part]) -> bool:
+    """Whether pictures of the part expected last can wait in its journal."""
+    newest = next(reversed(parts.values()), None)
+    return newest is not None and newest.journal.reads_at_once
+
+
+def unclaimed(part: Part) -> list[Row]:
+    """Its rows that nobody has collected, and nobody is collecting."""
+    return [row for row in part.rows.values() if not (row.collected or row.asked_by)]
+
+
 def whole(job: Job) -> Outcome | None:
     """A job's outcome with its picture, read back where it isn't in memory; None where no journal has it."""
     outcome = job.outcome
