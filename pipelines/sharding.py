@@ -23,7 +23,7 @@ from pipelines.errors import RecipeError, split_hint
 from pipelines.part import decided_rows, load_columns, pictures_of
 from pipelines.plan import CurationPlan
 
-_MARKER = ".clip-pipe-writing.json"
+_MARKER = shards.UNFINISHED
 _LEDGER_FOLDER_PARTS = 256  # more parts than this, and the ledger is a folder of parts
 KEPT_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
 

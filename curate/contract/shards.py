@@ -13,6 +13,7 @@ import json
 import re
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import IO, Any
 
 import pyarrow as pa
@@ -30,6 +31,9 @@ INDEX_SCHEMA = pa.schema(
         ("crc32", pa.uint32()),
     ]
 )
+UNFINISHED = ".clip-pipe-writing.json"  # in a folder whose shards are still being written
+_ASKED_AT_ONCE = 32
+_NAMED = 5  # of missing tars
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp", "gif", "avif")
 
 
@@ -69,20 +73,37 @@ def sample_json(record: dict[str, Any]) -> bytes:
 def list_tars(path: str) -> list[str]:
     """The tars of a shard set in order. ``path`` is a folder, one tar, a glob, or ``{000..012}.tar``.
 
-    Raises ValueError for a path that holds no tar.
+    Raises ValueError for a path that holds no tar, and for a range of which some are missing.
     """
     if re.search(r"\{\d+\.\.\d+\}", path):
-        found = [name for name in _expand_braces(path) if storage.exists(name)]
+        found = _of_range(path)
     elif path.endswith(".tar") and "*" not in path:
         found = [path] if storage.exists(path) else []
     else:
-        found = storage.glob(path if "*" in path else storage.join(path, "*.tar"))
+        found = storage.glob(path) if "*" in path else storage.inside(path, "*.tar")
     if not found:
         raise ValueError(
             f"{path}: no tar files found. hint: give a folder of webdataset shards, one .tar, a glob, "
             "or a range like {00000..00012}.tar"
         )
     return found
+
+
+def _of_range(path: str) -> list[str]:
+    """The tars of a range; none at all where none is there."""
+    names = _expand_braces(path)
+    with ThreadPoolExecutor(_ASKED_AT_ONCE if storage.is_url(path) else 1) as pool:
+        there = list(pool.map(storage.exists, names))
+    missing = [
+        name.rsplit("/", 1)[-1] for name, is_there in zip(names, there, strict=True) if not is_there
+    ]
+    if missing and len(missing) < len(names):
+        more = f" and {len(missing) - _NAMED} more" if len(missing) > _NAMED else ""
+        raise ValueError(
+            f"{path}: {', '.join(missing[:_NAMED])}{more} of {len(names)} are not there. "
+            "hint: fetch them; a glob like *.tar takes what is there"
+        )
+    return [] if missing else names
 
 
 def _expand_braces(path: str) -> list[str]:
@@ -103,19 +124,25 @@ def index_tar(path: str, name: str = "") -> pa.Table:
     shard = name or path.rsplit("/", 1)[-1]
     with storage.open_file(path) as file:
         for member in tars.walk(file, path):
-            key, _, extension = member.name.rpartition("/")[2].partition(".")
-            folder = member.name.rpartition("/")[0]
+            key, extension = split_name(member.name)
             rows.append(
                 {
                     "shard": shard,
-                    "key": f"{folder}/{key}" if folder else key,
-                    "member": extension.lower(),
+                    "key": key,
+                    "member": extension,
                     "offset": member.offset,
                     "size": member.size,
                     "crc32": zlib.crc32(member.data),
                 }
             )
     return pa.Table.from_pylist(rows, INDEX_SCHEMA)
+
+
+def split_name(name: str) -> tuple[str, str]:
+    """(key of the sample, what stands behind its first dot in small letters) of a member's name."""
+    folder, _, own = name.removeprefix("./").rpartition("/")
+    key, _, extension = own.partition(".")
+    return f"{folder}/{key}" if folder else key, extension.lower()
 
 
 def tar_names(path: str) -> dict[str, str]:

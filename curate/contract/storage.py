@@ -6,6 +6,7 @@ write goes straight to its name.
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import shutil
@@ -19,6 +20,18 @@ from pathlib import Path
 from typing import IO, Any
 
 import fsspec
+
+# What filesystems call the version of a file, by the most exact first: s3, http, gcs, azure, sftp.
+_VERSIONS = (
+    "ETag",
+    "etag",
+    "Content-MD5",
+    "mtime",
+    "LastModified",
+    "Last-Modified",
+    "updated",
+    "last_modified",
+)
 
 _DAY_S = 86_400
 _COPY_BYTES = 1 << 20
@@ -95,6 +108,13 @@ def glob(pattern: str) -> list[str]:
     return [fs.unstrip_protocol(path) for path in found] if is_url(pattern) else found
 
 
+def inside(folder: str, pattern: str) -> list[str]:
+    """Sorted files of a folder whose own names match; nothing in the folder's name is a pattern."""
+    if not any(letter in folder for letter in "*?["):
+        return glob(join(folder, pattern))
+    return [path for path in listed(folder) if fnmatch.fnmatch(path.rsplit("/", 1)[-1], pattern)]
+
+
 def size_bytes(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
@@ -106,11 +126,23 @@ def modified(path: str) -> str:
     """The time a file was last changed, as text; '' where the filesystem does not tell."""
     if not is_url(path):
         return str(os.stat(path).st_mtime_ns)
-    fs, inner = _filesystem(path)
+    return mark(path)[1]
+
+
+def mark(url: str) -> tuple[int, str]:
+    """(size in bytes, what the server calls this version), by one question; -1 and '' where it does not tell."""
+    fs, inner = _filesystem(url)
     info = fs.info(inner)
-    return str(
-        next((info[key] for key in ("ETag", "etag", "mtime", "LastModified") if key in info), "")
-    )
+    size = info.get("size")
+    version = next((info[name] for name in _VERSIONS if info.get(name)), "")
+    return -1 if size is None else int(size), str(version)
+
+
+def fetch(url: str, target: str) -> None:
+    """Copy a remote file to a path on disk, in one stream; once this returns its bytes are on the disk."""
+    fs, inner = _filesystem(url)
+    fs.get_file(inner, target)
+    _sync(target)
 
 
 def open_file(path: str, mode: str = "rb") -> IO[Any]:

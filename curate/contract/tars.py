@@ -3,6 +3,7 @@
 No wall-clock times, owners or PAX records are written, so equal content is equal bytes. On
 reading, a header whose checksum is wrong, a truncated member or a missing end is an error that
 names file and offset; webdataset, open_clip and Ray Data drop the rest of such a tar silently.
+``survey`` names the damage too, and goes on behind it at the next header whose checksum is right.
 """
 
 from __future__ import annotations
@@ -21,10 +22,16 @@ _TIME = b"\0" + b"0" * 11 + b"\0"  # the end of the size, then the time
 _REST = b"\0 0" + bytes(100) + b"ustar\x0000" + bytes(64) + bytes(16) + bytes(155 + 12)
 _REST_SUM = sum(_OWNER) + sum(_TIME) + sum(_REST) - sum(b"\0 ") + 8 * ord(" ")
 _MAX_MEMBER_BYTES = 1 << 31  # a header may claim anything; no sample is near this
+_MAGIC_AT = 257  # where "ustar" stands in a header
+_SCAN_BYTES = 1 << 22  # a multiple of BLOCK_BYTES
 
 
 class TarDamage(Exception):
     """A tar that is not what its headers say. The message has the path, the offset and what was found."""
+
+    def __init__(self, message: str, offset: int = 0) -> None:
+        super().__init__(message)
+        self.offset = offset
 
 
 @dataclass(frozen=True)
@@ -56,20 +63,68 @@ def _header(name: bytes, size: int) -> bytes:
     )
 
 
+@dataclass(frozen=True)
+class Gap:
+    """Bytes of a tar that no header accounts for: from ``offset`` up to ``end``."""
+
+    offset: int
+    end: int
+    fault: str
+
+
 def walk(file: IO[Any], path: str) -> Iterator[Member]:
     """Every regular file of a tar in order. ``path`` is for messages only. Raises TarDamage."""
-    offset = 0
+    return _walk(file, path, 0)
+
+
+def survey(file: IO[Any], path: str) -> Iterator[Member | Gap]:
+    """Every regular file of a tar that may be damaged, and the gaps between them, in order."""
+    start: int | None = 0
+    while start is not None:
+        fault = ""
+        try:
+            yield from _walk(file, path, start)
+            gap = file.tell() - BLOCK_BYTES
+        except TarDamage as found:
+            fault, gap = str(found), found.offset
+        start = _next_header(file, path, gap + BLOCK_BYTES)
+        if fault or start is not None:
+            end = file.seek(0, 2) if start is None else start
+            yield Gap(gap, end, fault or f"{path}: empty blocks at byte {gap}, not at the end")
+
+
+def _next_header(file: IO[Any], path: str, offset: int) -> int | None:
+    """The first place from ``offset`` on, in whole blocks, at which a valid ustar header stands."""
+    file.seek(offset)
+    while found := file.read(_SCAN_BYTES):
+        for inside in range(0, len(found) - BLOCK_BYTES + 1, BLOCK_BYTES):
+            block = found[inside : inside + BLOCK_BYTES]
+            if block.startswith(b"ustar", _MAGIC_AT) and _is_header(block, path):
+                return offset + inside
+        offset += len(found)
+    return None
+
+
+def _is_header(block: bytes, path: str) -> bool:
+    try:
+        return _next(block, path, 0) is not None
+    except TarDamage:
+        return False
+
+
+def _walk(file: IO[Any], path: str, start: int) -> Iterator[Member]:
+    offset = file.seek(start)
     long_name: str | None = None
     while (head := _next(file.read(BLOCK_BYTES), path, offset)) is not None:
         data = file.read(head.size)
         if len(data) < head.size:
-            raise TarDamage(_cut(head, path, offset, len(data)))
+            raise TarDamage(_cut(head, path, offset, len(data)), offset)
         file.read(-head.size % BLOCK_BYTES)
         if head.kind in (tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE):
             try:
                 long_name = _long_name(head.kind, data) or long_name
             except ValueError as fault:
-                raise TarDamage(f"{path}: bad header at byte {offset}: {fault}") from fault
+                raise TarDamage(f"{path}: bad header at byte {offset}: {fault}", offset) from fault
         elif head.kind in tarfile.REGULAR_TYPES:
             yield Member(long_name or head.name, offset + BLOCK_BYTES, head.size, data)
             long_name = None
@@ -102,7 +157,7 @@ def _next(header: bytes, path: str, offset: int) -> _Head | None:
     """What the header at ``offset`` says; None at the end of the archive. Raises TarDamage."""
     if len(header) < BLOCK_BYTES:
         raise TarDamage(
-            f"{path}: ends at byte {offset + len(header)} without an end-of-archive block"
+            f"{path}: ends at byte {offset + len(header)} without an end-of-archive block", offset
         )
     name, digits = header[:_MAX_NAME_BYTES].rstrip(b"\0"), header[124:135]
     if digits.isdigit() and b"8" not in digits and b"9" not in digits:
@@ -114,9 +169,9 @@ def _next(header: bytes, path: str, offset: int) -> _Head | None:
     try:  # not as we write them
         info = tarfile.TarInfo.frombuf(header, "utf-8", "surrogateescape")
     except tarfile.HeaderError as fault:
-        raise TarDamage(f"{path}: bad header at byte {offset}: {fault}") from fault
+        raise TarDamage(f"{path}: bad header at byte {offset}: {fault}", offset) from fault
     if not 0 <= info.size <= _MAX_MEMBER_BYTES:
-        raise TarDamage(f"{path}: bad header at byte {offset}: a size of {info.size} bytes")
+        raise TarDamage(f"{path}: bad header at byte {offset}: a size of {info.size} bytes", offset)
     return _Head(info.name, info.size, info.type)
 
 

@@ -1,7 +1,8 @@
 """Which sample stands at a position of the endless stream: a pure function of (seed, position).
 
 Shards are permuted per epoch, and samples are shuffled inside a window of consecutive permuted
-shards, so that a reader touches few files at a time while a batch still mixes many shards. Nothing
+shards, so that a reader touches few files at a time while a batch still mixes many shards. Windows
+share the shards evenly, so that the last one of an epoch is no smaller than the others. Nothing
 depends on ranks, workers or what was read before, so a run may resume at any sample and with any
 number of GPUs. Several shard sets are mixed in fixed shares per block of positions.
 
@@ -20,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-WINDOW_SHARDS = 16
+WINDOW_SHARDS = 32  # near which number a window's shards are
 MIXTURE_BLOCK = 4096  # shares are exact per block and rounded to 1/4096
 _CACHED = 3
 
@@ -65,41 +66,71 @@ class ShardOrder:
                 "the shard set holds no sample. hint: its ledger says why all were refused"
             )
         self._first_samples = np.concatenate([[0], np.cumsum(self.counts)])
+        windows = max(1, round(len(self.counts) / window_shards))
+        # The place in an epoch's order of shards where each window begins, and the end.
+        self._bounds = np.arange(windows + 1) * len(self.counts) // windows
         # Kept for speed alone; a mixture has one order per set, so each keeps its own.
         self._epochs: OrderedDict[int, tuple[np.ndarray, np.ndarray]] = OrderedDict()
         self._windows: OrderedDict[tuple[int, int], np.ndarray] = OrderedDict()
 
     def sample_at(self, position: int) -> int:
         """The sample (numbered through all shards, from 0) at a position of the endless stream."""
-        return int(self.samples(position, position + 1)[0])
+        epoch, window, offset = self._place(position)
+        return int(self._window(epoch, window)[offset])
 
     def samples(self, start: int, stop: int) -> np.ndarray:
         """The samples at positions ``start`` to ``stop - 1``, int64 of shape (stop - start,)."""
         found = [np.zeros(0, np.int64)]
         while start < stop:
-            epoch, inside = divmod(start, self.total)
-            _, starts = self._epoch(epoch)
-            window = int(np.searchsorted(starts, inside, side="right")) - 1
-            offset = inside - int(starts[window])
+            epoch, window, offset = self._place(start)
             taken = self._window(epoch, window)[offset : offset + stop - start]
             found.append(taken)
             start += len(taken)
         return np.concatenate(found)
 
+    def window_at(self, position: int) -> tuple[int, int]:
+        """(epoch, window in it) of a position: while it is the same, the same shards are read."""
+        return self._place(position)[:2]
+
+    def window_samples(self, position: int) -> np.ndarray:
+        """All samples of a position's window, int64, in their order."""
+        return self._window(*self._place(position)[:2])
+
+    def soon(self, position: int) -> np.ndarray:
+        """One sample of each shard of this position's window, then of the next: what to fetch ahead.
+
+        int64 of shape (shards,), in the order in which windows need them; shards without samples are
+        not among them.
+        """
+        epoch, window, _ = self._place(position)
+        following = (epoch, window + 1) if window + 2 < len(self._bounds) else (epoch + 1, 0)
+        both = [self._shards(epoch, window), self._shards(*following)]
+        shards = np.concatenate([both[0], both[1][~np.isin(both[1], both[0])]])
+        return self._first_samples[shards[self.counts[shards] > 0]]
+
+    def _place(self, position: int) -> tuple[int, int, int]:
+        """(epoch, window in it, position in the window)."""
+        epoch, inside = divmod(position, self.total)
+        starts = self._epoch(epoch)[1]
+        window = int(starts.searchsorted(inside, side="right")) - 1
+        return epoch, window, inside - int(starts[window])
+
     def _epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """The shards in this epoch's order, and the position inside it where each window begins."""
         if epoch not in self._epochs:
             shards = permutation(len(self.counts), self.seed, "order.shards", epoch)
-            starts = np.concatenate([[0], np.cumsum(self.counts[shards])])[:-1]
-            _keep(self._epochs, epoch, (shards, starts[:: self.window_shards]))
+            starts = np.concatenate([[0], np.cumsum(self.counts[shards])])
+            _keep(self._epochs, epoch, (shards, starts[self._bounds[:-1]]))
         return self._epochs[epoch]
+
+    def _shards(self, epoch: int, window: int) -> np.ndarray:
+        return self._epoch(epoch)[0][self._bounds[window] : self._bounds[window + 1]]
 
     def _window(self, epoch: int, window: int) -> np.ndarray:
         """The samples of one window in their shuffled order."""
         if (epoch, window) not in self._windows:
-            first = window * self.window_shards
-            shards = self._epoch(epoch)[0][first : first + self.window_shards]
             starts = self._first_samples
+            shards = self._shards(epoch, window)
             samples = np.concatenate([np.arange(starts[s], starts[s + 1]) for s in shards])
             shuffled = samples[permutation(len(samples), self.seed, "order.samples", epoch, window)]
             _keep(self._windows, (epoch, window), shuffled)

@@ -76,6 +76,24 @@ def test_lists_folders_globs_ranges_and_single_tars(tmp_path: Path) -> None:
     assert shards.list_tars(paths[1]) == paths[1:2]
 
 
+def test_a_range_with_missing_tars_names_them(tmp_path: Path) -> None:
+    for number in (0, 2, 9):
+        write(tmp_path, shards.shard_name(number))
+    with pytest.raises(
+        ValueError,
+        match=r"00001\.tar, 00003\.tar, 00004\.tar, 00005\.tar, 00006\.tar and 2 more of 10 are not there\. hint: ",
+    ):
+        shards.list_tars(str(tmp_path / "{00000..00009}.tar"))
+    with pytest.raises(ValueError, match=r"no tar files found\. hint: "):
+        shards.list_tars(str(tmp_path / "{00003..00004}.tar"))
+
+
+def test_nothing_in_the_name_of_a_folder_is_a_pattern(tmp_path: Path) -> None:
+    (tmp_path / "x[1]").mkdir()
+    (path, _) = write(tmp_path / "x[1]")
+    assert shards.list_tars(str(tmp_path / "x[1]")) == [str(path)]
+
+
 def test_a_folder_of_no_tars_says_so(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"no tar files found\. hint: "):
         shards.list_tars(str(tmp_path))

@@ -165,3 +165,42 @@ def test_the_lists_that_come_along() -> None:
     for use in (storage.exists, storage.open_file, storage.size_bytes):
         with pytest.raises(ValueError, match=r"no such list.*hint: there is clip-pipe://small$"):
             use("clip-pipe://smal")
+
+
+@pytest.mark.parametrize(
+    "info",
+    [
+        {"ETag": "v"},
+        {"ETag": "", "Last-Modified": "v"},  # a plain web server
+        {"updated": "v"},  # gcs
+        {"etag": None, "last_modified": "v"},  # azure
+        {"LastModified": "v"},
+    ],
+    ids=str,
+)
+def test_a_version_is_found_by_whatever_name(
+    monkeypatch: pytest.MonkeyPatch, info: dict[str, str]
+) -> None:
+    monkeypatch.setattr(MemoryFileSystem, "info", lambda *_, **__: {"size": 3, **info})
+    assert storage.mark("memory://a") == (3, "v")
+
+
+def test_a_fetched_file_is_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    storage.write_text("memory://synced/a", "abc")
+    synced: list[int] = []
+    monkeypatch.setattr("os.fsync", synced.append)
+    storage.fetch("memory://synced/a", str(tmp_path / "a"))
+    assert len(synced) == 1
+    storage.remove("memory://synced")
+
+
+def test_a_remote_file_is_marked_and_fetched_whole(tmp_path: Path) -> None:
+    path = "memory://marked/a"
+    with storage.committed(path) as file:
+        file.write(b"abc")
+    size, version = storage.mark(path)
+    assert size == 3
+    assert storage.modified(path) == version
+    storage.fetch(path, str(tmp_path / "a"))
+    assert (tmp_path / "a").read_bytes() == b"abc"
+    storage.remove(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import tarfile
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -139,3 +140,66 @@ def test_a_header_that_claims_an_absurd_size_is_named(size: int) -> None:
     header = info.tobuf(tarfile.GNU_FORMAT)
     with pytest.raises(tars.TarDamage, match="bad header at byte 0"):
         list(tars.walk(io.BytesIO(header + b"x" * 512), "s.tar"))
+
+
+def survey(data: bytes) -> tuple[list[str], list[tars.Gap]]:
+    found = list(tars.survey(io.BytesIO(data), "t.tar"))
+    names = [member.name for member in found if isinstance(member, tars.Member)]
+    return names, [gap for gap in found if isinstance(gap, tars.Gap)]
+
+
+MEMBERS = [(f"{n}.jpg", bytes([n]) * 700) for n in range(4)]
+
+
+def test_a_survey_of_a_whole_tar_is_a_walk() -> None:
+    data = tar_of(MEMBERS)
+    assert list(tars.survey(io.BytesIO(data), "t")) == list(tars.walk(io.BytesIO(data), "t"))
+    padded = data + bytes(10240)
+    assert survey(padded) == ([name for name, _ in MEMBERS], [])
+
+
+@given(st.integers(0, 3), st.integers(0, 8 * 512 - 1))
+def test_one_flipped_bit_in_a_header_loses_that_member_alone(number: int, bit: int) -> None:
+    data = bytearray(tar_of(MEMBERS))
+    start = number * 3 * 512
+    data[start + bit // 8] ^= 1 << bit % 8
+    names, gaps = survey(bytes(data))
+    others = [name for at, (name, _) in enumerate(MEMBERS) if at != number]
+    if gaps:
+        assert names == others
+        assert [(gap.offset, gap.end - 1536 * (number < 3)) for gap in gaps] == [
+            (start, start if number < 3 else len(data))
+        ]
+        assert f"t.tar: bad header at byte {start}" in gaps[0].fault
+    else:  # e.g. a digit of the checksum's own padding: then nothing is lost
+        assert names == [name for name, _ in MEMBERS]
+
+
+@pytest.mark.parametrize(
+    ("cut", "names", "gap", "fault"),
+    [
+        (1536 + 900, 1, (1536, 1536 + 900), "'1.jpg' at byte 1536 is cut: 388 of 700 bytes"),
+        (2 * 1536, 2, (2 * 1536, 2 * 1536), "ends at byte 3072 without an end-of-archive block"),
+        (0, 0, (0, 0), "ends at byte 0 without"),
+    ],
+)
+def test_a_cut_tar_is_one_gap_at_its_end(cut: int, names: int, gap: Any, fault: str) -> None:
+    found, gaps = survey(tar_of(MEMBERS)[:cut])
+    assert found == [name for name, _ in MEMBERS[:names]]
+    assert [(one.offset, one.end) for one in gaps] == [gap]
+    assert fault in gaps[0].fault
+
+
+def test_zeros_in_the_midst_are_no_end() -> None:
+    data = bytearray(tar_of(MEMBERS))
+    data[1536 : 2 * 1536] = bytes(1536)
+    names, gaps = survey(bytes(data))
+    assert names == ["0.jpg", "2.jpg", "3.jpg"]
+    assert gaps == [tars.Gap(1536, 3072, "t.tar: empty blocks at byte 1536, not at the end")]
+
+
+def test_what_is_no_tar_is_one_gap() -> None:
+    page = b"<html>" + b"not found " * 500
+    names, gaps = survey(page)
+    assert not names
+    assert [(gap.offset, gap.end) for gap in gaps] == [(0, len(page))]

@@ -46,6 +46,58 @@ def test_a_window_keeps_reading_local_and_still_mixes_shards():
     assert len(set(shards[:40])) == 4
 
 
+@pytest.mark.parametrize("batch", [64, 256])
+def test_batches_draw_from_many_shards(batch):
+    # A reader's buffer of today (5,000 samples, 8 workers) draws from 3 of 200 shards.
+    order = ShardOrder((1000,) * 200, 0)
+    shards = order.samples(0, 200_000) // 1000
+    drawn = [len(set(shards[first : first + batch])) for first in range(0, 200_000 - batch, batch)]
+    assert min(drawn) >= 15
+    assert np.mean(drawn) > (25 if batch == 64 else 30)
+
+
+@given(st.integers(1, 300))
+def test_windows_share_the_shards_evenly(shards):
+    order = ShardOrder((1,) * shards, 0)
+    windows = [order.window_at(position)[1] for position in range(shards)]
+    sizes = np.bincount(windows)
+    assert sizes.sum() == shards
+    assert sizes.max() - sizes.min() <= 1
+    assert sizes.max() < 48
+
+
+@given(counts, st.integers(0, 5), st.integers(0, 60))
+@settings(max_examples=60, deadline=None)
+def test_what_comes_soon_is_of_this_window_and_the_next(found, seed, position):
+    order = ShardOrder(found, seed, window_shards=3)
+    starts = np.cumsum([0, *found])
+
+    def shards_of(samples):
+        return list(dict.fromkeys((np.searchsorted(starts, samples, side="right") - 1).tolist()))
+
+    def positions_of(window):
+        span = range(max(0, position - order.total), position + 2 * order.total)
+        return [p for p in span if order.window_at(p) == window]
+
+    soon = shards_of(order.soon(position))
+    here = positions_of(order.window_at(position))
+    after = order.window_at(here[-1] + 1)
+    expected = shards_of(order.samples(here[0], here[-1] + 1))
+    following = shards_of([order.sample_at(p) for p in positions_of(after)])
+    assert set(soon[: len(expected)]) == set(expected)
+    assert set(soon) <= set(expected) | set(following)
+    assert len(set(soon)) == len(soon)
+
+
+@pytest.mark.parametrize("workers", [0, 1, 4])
+def test_fewer_shards_than_workers_are_read_whole(workers):
+    order = ShardOrder((40,), 0)
+    rows = [row for rank in range(2) for row in local_rows(0, 40, rank, 2)]
+    pieces = np.array_split(rows, max(workers, 1))
+    read = [order.samples(int(piece[0]), int(piece[-1]) + 1) for piece in pieces]
+    assert sorted(np.concatenate(read).tolist()) == list(range(40))
+
+
 def test_values_never_change_between_versions():
     # A run is resumed by another version of numpy or of this file: these are part of the contract.
     assert ShardOrder((3, 4, 3), 7).samples(0, 10).tolist() == GOLDEN_ORDER
