@@ -2,7 +2,10 @@
 
 CLIP, arXiv 2103.00020, section 2.4 ("a random square crop from resized images is the only data
 augmentation"). Here the crop's area is drawn from ``scale`` and its aspect from ``aspect``, then it
-is resized once; with ``scale = [1, 1]`` it is the largest square at a random place.
+is resized once; with ``scale = [1, 1]`` it is the largest square at a random place. Boxes are whole
+pixels, and the filter is Pillow's (a = -0.5, as wide as the picture shrinks, edges of the box
+repeated by renormalising), computed by torch on bytes: within two levels of Pillow's for square
+boxes; for others Pillow may go down before across, and differs by more at hard edges.
 """
 
 from __future__ import annotations
@@ -14,7 +17,11 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from pretrain.stream.batch import Sample
+from pretrain.stream.device import resize_into
+from pretrain.stream.picture import SHRINKS
 from pretrain.stream.view.base import View
+
+Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, fractions allowed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +34,8 @@ class Crop(View):
     scale: tuple[float, float] = (0.9, 1.0)
     aspect: tuple[float, float] = (1.0, 1.0)  # width to height, before it is made square
     flip: bool = False  # mirrors half of the pictures; makes "left of" wrong
+    # JPEGs are decoded at a half, a quarter or an eighth where the crop still has `size` pixels then.
+    scaled_decode: bool = True
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -42,26 +51,44 @@ class Crop(View):
                 f"crop: size = {self.size}. hint: pixels, or 0 for the model's own size"
             )
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.size, self.size, 3)
+
     def fit(self, image_size_px: int) -> Crop:
         return self if self.size else replace(self, size=image_size_px)
 
     def __call__(self, sample: Sample, rng: np.random.Generator) -> np.ndarray:
         """uint8 (size, size, 3)."""
-        from PIL import Image
+        row = np.empty(self.shape, np.uint8)
+        self.draw_into(row, sample, rng)
+        return row
 
-        pixels = sample.pixels
-        box = self._box(pixels.shape[1], pixels.shape[0], rng)
-        picture = Image.fromarray(pixels).resize(
-            (self.size, self.size), Image.Resampling.BICUBIC, box=box
-        )
-        rows = np.asarray(picture)
+    def draw_into(self, row: np.ndarray, sample: Sample, rng: np.random.Generator) -> None:
+        pixels, mirrored = self.cut(sample, rng)
+        resize_into(row, pixels, mirrored)
+
+    def cut(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
+        """(the box's pixels, uint8 (height, width, 3), not yet resized; whether to mirror them)."""
+        width, height = sample.size_px
+        box = self._box(width, height, rng)
         mirrored = self.flip and rng.random() < 0.5
-        return np.ascontiguousarray(rows[:, ::-1]) if mirrored else rows
+        pixels = sample.decoded(self._shrink(box))
+        # The decoder may have made fewer pixels than the header says there are.
+        across, down = pixels.shape[1] / width, pixels.shape[0] / height
+        left, right = _whole(box[0] * across, box[2] * across, pixels.shape[1])
+        top, bottom = _whole(box[1] * down, box[3] * down, pixels.shape[0])
+        return pixels[top:bottom, left:right], mirrored
 
-    def _box(
-        self, width: int, height: int, rng: np.random.Generator
-    ) -> tuple[float, float, float, float]:
-        """Left, top, right, bottom in pixels (fractions allowed), always inside the picture."""
+    def _shrink(self, box: Box) -> int:
+        """The largest factor by which the picture may be smaller while no side of the box is enlarged."""
+        if not self.scaled_decode:
+            return 1
+        spare = min(box[2] - box[0], box[3] - box[1]) / max(self.size, 1)
+        return next((shrink for shrink in SHRINKS if spare >= shrink), 1)
+
+    def _box(self, width: int, height: int, rng: np.random.Generator) -> Box:
+        """A box of the drawn area and aspect, always inside the picture."""
         scale_frac = rng.uniform(*self.scale)
         aspect = math.exp(rng.uniform(math.log(self.aspect[0]), math.log(self.aspect[1])))
         # The largest box of this aspect that fits, then shrunk to the drawn share of its area.
@@ -70,3 +97,10 @@ class Crop(View):
         left = rng.random() * (width - box_width)
         top = rng.random() * (height - box_height)
         return left, top, min(left + box_width, width), min(top + box_height, height)
+
+
+def _whole(low: float, high: float, length: int) -> tuple[int, int]:
+    """Whole pixels of about the same length, at least one, inside [0, length]."""
+    span = min(max(round(high - low), 1), length)
+    start = min(max(round(low), 0), length - span)
+    return start, start + span

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pretrain.stream import picture
-from pretrain.stream.picture import BadPicture, decode_rgb
+from pretrain.stream.picture import BadPicture, decode_rgb, jpeg_header
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -18,6 +18,85 @@ def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
 def test_rgb_comes_back_as_it_was():
     pixels = np.arange(5 * 7 * 3, dtype=np.uint8).reshape(5, 7, 3)
     assert np.array_equal(decode_rgb(encoded(Image.fromarray(pixels))), pixels)
+
+
+def photograph(height: int, width: int) -> np.ndarray:
+    """Smooth colours with some noise, uint8 (height, width, 3)."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(x / 9 + n) * 60 + np.cos(y / (7 + n)) * 50 + 128 for n in range(3)]
+    noise = np.random.default_rng(0).normal(0, 6, (height, width, 3))
+    return np.clip(np.stack(waves, 2) + noise, 0, 255).astype(np.uint8)
+
+
+JPEGS = [
+    {"quality": 90},
+    {"quality": 80, "progressive": True},
+    {"subsampling": 0},
+    {"subsampling": 1},
+    {"quality": 95, "keep_rgb": True},
+    {"restart_marker_rows": 1},
+    {"comment": b"\xff\xd9 not the end"},
+]
+
+
+@pytest.mark.parametrize("options", JPEGS, ids=str)
+def test_jpegs_have_pillows_pixels(options):
+    data = encoded(Image.fromarray(photograph(61, 83)), "JPEG", **options)
+    assert jpeg_header(data) is not None
+    assert np.array_equal(decode_rgb(data), picture._by_pillow(data))
+
+
+def test_grey_jpegs_have_three_channels():
+    data = encoded(Image.fromarray(photograph(20, 30)).convert("L"), "JPEG")
+    assert jpeg_header(data) == (30, 20, 1)
+    assert np.array_equal(decode_rgb(data), picture._by_pillow(data))
+
+
+@pytest.mark.parametrize("shrink", [2, 4, 8])
+def test_smaller_decoding_is_the_picture_brought_down(shrink):
+    pixels = photograph(163, 250)
+    small = decode_rgb(encoded(Image.fromarray(pixels), "JPEG", quality=95, subsampling=0), shrink)
+    assert small.shape == (-(-163 // shrink), -(-250 // shrink), 3)
+    whole = Image.fromarray(pixels[: 163 // shrink * shrink, : 250 // shrink * shrink])
+    brought_down = np.asarray(whole.reduce(shrink)).astype(int)
+    inside = small[: brought_down.shape[0], : brought_down.shape[1]]
+    assert np.abs(inside - brought_down).mean() < 3
+
+
+def test_what_cannot_be_decoded_smaller_comes_whole():
+    pixels = photograph(40, 40)
+    assert np.array_equal(decode_rgb(encoded(Image.fromarray(pixels)), 4), pixels)
+    cmyk = encoded(Image.fromarray(pixels).convert("CMYK"), "JPEG")
+    assert jpeg_header(cmyk) is None
+    assert decode_rgb(cmyk, 2).shape == (40, 40, 3)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("byte_order", ["<", ">"])
+def test_every_orientation_is_pillows(orientation, byte_order):
+    exif = Image.Exif()
+    exif.endian = byte_order
+    exif[0x010F], exif[0x0112] = "maker", orientation
+    data = encoded(Image.fromarray(photograph(24, 40)), "JPEG", exif=exif)
+    jpeg = jpeg_header(data)
+    assert jpeg is not None
+    pixels = decode_rgb(data)
+    assert np.array_equal(pixels, picture._by_pillow(data))
+    assert jpeg.upright == (pixels.shape[1], pixels.shape[0])
+    assert decode_rgb(data, 2).shape == (pixels.shape[0] // 2, pixels.shape[1] // 2, 3)
+
+
+def test_an_orientation_in_xmp_is_left_to_pillow():
+    xmp = b'<x:xmpmeta xmlns:x="adobe:ns:meta/"><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    data = encoded(Image.fromarray(photograph(24, 40)), "JPEG", xmp=xmp)
+    assert jpeg_header(data) is None
+    assert decode_rgb(data).shape == (40, 24, 3)
+
+
+def test_a_header_that_ends_early_is_no_header():
+    data = encoded(Image.fromarray(photograph(16, 16)), "JPEG", exif=Image.Exif())
+    for end in range(0, data.index(b"\xff\xda"), 3):
+        assert jpeg_header(data[:end]) is None
 
 
 def test_transparent_pixels_are_white_in_every_mode_that_has_them():
@@ -62,10 +141,22 @@ def test_bad_bytes_have_a_kind():
         assert fault.value.kind == "not_decodable"
 
 
+@pytest.mark.parametrize("format", ["EPS", "TIFF", "PCX", "TGA", "PPM"])
+def test_other_formats_are_not_even_opened(format):
+    with pytest.raises(BadPicture, match="not_decodable"):
+        decode_rgb(encoded(Image.new("RGB", (20, 20), (1, 2, 3)), format))
+
+
+@pytest.mark.parametrize("format", ["BMP", "GIF", "JPEG2000", "ICO", "WEBP"])
+def test_formats_of_photographs_are(format):
+    assert decode_rgb(encoded(Image.new("RGB", (32, 32), (1, 2, 3)), format)).shape == (32, 32, 3)
+
+
 def test_too_many_pixels_are_refused_from_the_header(monkeypatch):
     monkeypatch.setattr(picture, "MAX_PIXELS_PX", 99)
-    with pytest.raises(BadPicture, match="too_many_pixels: 10x10"):
-        decode_rgb(encoded(Image.new("RGB", (10, 10))))
+    for format in ("PNG", "JPEG"):
+        with pytest.raises(BadPicture, match="too_many_pixels: 10x10"):
+            decode_rgb(encoded(Image.new("RGB", (10, 10)), format))
 
 
 def test_awkward_files_decode_or_are_refused_but_never_anything_else(shared_data):
@@ -78,8 +169,13 @@ def test_awkward_files_decode_or_are_refused_but_never_anything_else(shared_data
             try:
                 pixels = decode_rgb(data)
             except BadPicture:
+                if jpeg_header(data):
+                    with pytest.raises(BadPicture):
+                        picture._by_pillow(data)
                 refused += 1
                 continue
+            if jpeg_header(data):
+                assert np.array_equal(pixels, picture._by_pillow(data)), member.name
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
             assert pixels.shape[2] == 3

@@ -1,0 +1,118 @@
+"""How the rows of one view become a batch: written in place, carried ragged, or words to ids.
+
+In a loader process pictures are drawn straight into shared memory, so that no byte of them is
+copied again before it goes to the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import get_worker_info
+
+from pretrain.stream.device import Ragged, resize_into
+from pretrain.stream.lengths import used_lengths
+
+_LARGEST_SHIPPED = 4  # times the size: larger crops are brought down before they travel
+
+
+class PixelRows:
+    """A view that knows its shape draws each row into the batch itself."""
+
+    def __init__(self, view: Any, count: int) -> None:
+        self.view = view
+        self.rows = empty_bytes((count, *view.shape))
+        self.writable = self.rows.numpy()
+
+    def put(self, row: int, sample: Any, rng: Any) -> None:
+        self.view.draw_into(self.writable[row], sample, rng)
+
+    def close(self) -> Tensor:
+        return self.rows
+
+
+class RaggedRows:
+    """Crops as they were decoded; the device resizes them."""
+
+    def __init__(self, view: Any, count: int) -> None:
+        self.view = view
+        self.crops: list[tuple[np.ndarray, bool]] = [(np.zeros((1, 1, 3), np.uint8), False)] * count
+
+    def put(self, row: int, sample: Any, rng: Any) -> None:
+        pixels, mirrored = self.view.cut(sample, rng)
+        if max(pixels.shape[:2]) > _LARGEST_SHIPPED * self.view.size:
+            small = np.empty(self.view.shape, np.uint8)
+            resize_into(small, pixels, mirrored)
+            pixels, mirrored = small, False
+        self.crops[row] = pixels, mirrored
+
+    def close(self) -> Ragged:
+        return Ragged.of(self.crops, self.view.size, empty_bytes)
+
+
+class ListedRows:
+    """Anything else: words, or arrays of equal shape."""
+
+    def __init__(self, view: Any, count: int) -> None:
+        self.view = view
+        self.rows: list[Any] = [None] * count
+
+    def put(self, row: int, sample: Any, rng: Any) -> None:
+        self.rows[row] = self.view(sample, rng)
+
+    def close(self) -> Tensor | list[str]:
+        """Words are returned as they are: they still have to become ids."""
+        if isinstance(self.rows[0], str):
+            return self.rows
+        return torch.from_numpy(np.stack(self.rows))
+
+
+Rows = PixelRows | RaggedRows | ListedRows
+
+
+def rows_for(view: Any, count: int, augment: str) -> Rows:
+    """Where ``count`` rows of a view are gathered. ``augment`` is "worker" or "device"."""
+    if augment == "device" and hasattr(view, "cut"):
+        return RaggedRows(view, count)
+    return ListedRows(view, count) if view.shape is None else PixelRows(view, count)
+
+
+def empty_bytes(shape: tuple[int, ...]) -> Tensor:
+    """An uninitialised uint8 tensor; in a loader process, in memory that the rank sees too."""
+    if get_worker_info() is None:
+        return torch.empty(shape, dtype=torch.uint8)
+    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
+    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
+
+
+@dataclass(frozen=True)
+class Texts:
+    """The text views of a batch."""
+
+    ids: dict[str, Tensor]  # int64 (B, L), of one length
+    lengths: tuple[int, ...]  # buckets below L, rising, and L
+    fits: dict[str, np.ndarray]  # uint16 (B,): the first of ``lengths`` that holds a row's caption
+
+
+def tokens_of(
+    words: dict[str, list[str]],
+    tokenize: Callable[[list[str]], Tensor],
+    buckets: Sequence[int],
+) -> Texts:
+    """Ids of each text view, all cut to the smallest bucket that holds every caption."""
+    made = {name: tokenize(texts) for name, texts in words.items()}
+    used = {name: used_lengths(ids) for name, ids in made.items()}
+    full = max((ids.shape[1] for ids in made.values()), default=0)
+    longest = max((int(of.max(initial=0)) for of in used.values()), default=0)
+    length = min((bucket for bucket in buckets if longest <= bucket < full), default=full)
+    lengths = (*sorted(bucket for bucket in buckets if bucket < length), length)
+    return Texts(
+        {name: ids[:, :length].contiguous() for name, ids in made.items()},
+        lengths,
+        {name: np.searchsorted(lengths, of).astype(np.uint16) for name, of in used.items()},
+    )
