@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from pretrain.loop import train, world
+from pretrain.loop import parallel, train, world
 from pretrain.loop.settings import Phase, ShardSource, TrainSettings
 from pretrain.model import encoder as towers
 from pretrain.objective.base import Comm, Dims, Features, Term, full_precision
@@ -34,7 +34,7 @@ def one_step(here: world.World) -> dict[str, torch.Tensor]:
     )
     tokens = encoder.tokenize([scenes.caption(n) for n in range(ROWS)])
     mine = slice(here.rank * ROWS // here.size, (here.rank + 1) * ROWS // here.size)
-    model = here.wrap(encoder)
+    model = parallel.wrap(encoder, here)
     features = Features(model({"image": images[mine], "text": tokens[mine]}, VIEWS))
     loss, _ = term(features, here.comm(), 0)
     loss.backward()
@@ -71,11 +71,11 @@ def rank_main(rank: int, folder: str, model: str) -> None:
     # Both runs find the process group made, as under Ray Train.
     result = train.run(settings(folder, "two", model), seed=0)
     checks["samples_seen"] = result.samples_seen
-    # Rank 1 alone is told to stop, while it reads its second batch; both must stop after that step.
+    # Rank 1 alone is told to stop, while it reads its first batch; both must stop one step after that.
     read = TarSet.read
 
     def told_to_stop(self: TarSet, number: int) -> Sample:
-        if rank == 1 and next(reads) == 12:
+        if rank == 1 and next(reads) == 4:
             os.kill(os.getpid(), signal.SIGTERM)
         return read(self, number)
 

@@ -104,10 +104,31 @@ def test_zero_takes_the_pretrained_scale():
     assert term(init_temperature=0.0).options() == {
         "init_temperature": 0.0,
         "max_logit_scale": 100.0,
+        "tile": 0,
+        "image": "image",
+        "text": "text",
     }
+    assert term(init_temperature=0.0).loss_at_start(8) is None
 
 
-@pytest.mark.parametrize("options", [{"init_temperature": -1.0}, {"max_logit_scale": 0.5}])
+def test_views_are_named_by_options():
+    made = term(image="stored:teacher", text="text2")
+    assert made.needs == {"stored:teacher", "text2:pooled"}
+    rows = torch.eye(3)
+    loss, _ = made(Features({"stored:teacher": rows, "text2:pooled": rows}), Comm(), 0)
+    assert loss.item() < 1e-5
+
+
+def test_equal_pictures_are_no_right_answers():
+    rows = torch.ones(4, 8)
+    loss, metrics = term()(features(rows, rows), Comm(), 0)
+    assert float(metrics["batch_accuracy"]) == 0
+    assert loss.item() == pytest.approx(InfoNCE().loss_of_guessing(4))
+
+
+@pytest.mark.parametrize(
+    "options", [{"init_temperature": -1.0}, {"max_logit_scale": 0.5}, {"tile": -1}]
+)
 def test_impossible_options_have_a_hint(options):
     with pytest.raises(ValueError, match="hint:"):
         InfoNCE(**options)
