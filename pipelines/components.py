@@ -200,6 +200,9 @@ def coerce(value: Any, annotation: Any, where: str) -> Any:
         if isinstance(value, list | tuple):
             item = arguments[0] if arguments else None
             return origin(coerce(entry, item, f"{where}.{n}") for n, entry in enumerate(value))
+    elif origin is dict:
+        if isinstance(value, dict):
+            return value
     elif _fits(value, annotation):
         return float(value) if annotation is float else value
     raise RecipeError(
@@ -221,6 +224,8 @@ def type_name(annotation: Any) -> str:
         return simple[annotation]
     if origin is typing.Literal:
         return "one of " + ", ".join(map(repr, arguments))
+    if origin is dict:
+        return "a table, such as { name = 1 }"
     if origin in (tuple, list):
         return {str: 'a list of texts, such as ["a", "b"]'}.get(
             arguments[0], "a list, such as [1, 2]"

@@ -2,8 +2,9 @@
 
 The logit scale is not here: it belongs to the objective. What is saved keeps open_clip's parameter
 names, so `open_clip.create_model(name, pretrained=<checkpoint>)` reads our checkpoints unchanged.
+open_clip's own transformers go the shorter way of `tower.py`; any other tower is called as it is.
 
-Legend: B rows, H W pixels, D embedding, L text tokens.
+Legend: B rows, H W pixels, D embedding, L text tokens, P patches, K patches kept.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import json
 import logging
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from curate.contract import storage
+from pretrain.model import tower as passes
+from pretrain.model.attention import lighten
+from pretrain.model.draws import row_keys
 from pretrain.model.tokens import SafeTokenizer
+from pretrain.stream.lengths import Groups
 
 CONFIGS = Path(__file__).parent / "configs"
 Tower = Literal["image", "text"]
@@ -63,7 +68,14 @@ def import_open_clip() -> Any:
 class DualEncoder(nn.Module):
     """Two towers over an open_clip model.
 
-    ``frozen`` names towers in eval mode and without gradients (see ``tweak/freeze.py``).
+    ``fixed`` names parameters that are never trained, by the model's own design.
+
+    What tweaks set and ``thaw`` takes back: ``frozen`` towers run in eval mode and without gradients;
+    ``keep_patches`` (row keys (B,), patches) -> int64 (B, K) says which patches each row keeps in
+    training; ``text_length`` cuts the context to its first tokens. ``image_size`` stays as a tweak left it.
+
+    ``wanted`` names features beside the pooled ones, e.g. "image:tokens". ``draw_key`` is the loop's: a
+    number of the run and its phase, from which masks are drawn.
     """
 
     mean: Tensor
@@ -74,11 +86,17 @@ class DualEncoder(nn.Module):
         self.name = name
         self.config = config
         self.pretrained_logit_scale = _take_scale(clip)
+        lighten(clip)
         self.clip = clip
         self.tokenizer = SafeTokenizer(tokenizer)
         self.image_size = _square(config["vision_cfg"].get("image_size", 224), name)
         self.embed_dim = int(config["embed_dim"])
         self.frozen: set[Tower] = set()
+        self.keep_patches: Callable[[Tensor, int], Tensor] | None = None
+        self.text_length: int | None = None
+        self.wanted: frozenset[str] = frozenset()
+        self.draw_key = 0
+        self.fixed = frozenset(n for n, p in clip.named_parameters() if not p.requires_grad)
         preprocess = getattr(clip.visual, "preprocess_cfg", None) or {}
         mean, std = preprocess.get("mean", _OPENAI_MEAN), preprocess.get("std", _OPENAI_STD)
         # Not saved: they belong to the configuration, and a checkpoint is read by open_clip too.
@@ -88,37 +106,113 @@ class DualEncoder(nn.Module):
     @property
     def context_length(self) -> int:
         """Text length in tokens, with the start and end tokens."""
-        return int(self.clip.context_length)  # type: ignore[arg-type]
+        return self.text_length or int(self.clip.context_length)  # type: ignore[arg-type]
+
+    @property
+    def text_is_causal(self) -> bool:
+        """Whether ``encode_text`` takes any length up to ``context_length``, padding cut off."""
+        return passes.text_is_causal(self.clip)
+
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks of both towers: what is compiled, checkpointed and sharded one by one."""
+        trunk = getattr(self.clip.visual, "trunk", None)
+        stacks = [
+            getattr(part.transformer, "resblocks", ())
+            for part in (self.clip.visual, passes.text_part(self.clip))
+            if hasattr(part, "transformer")
+        ]
+        return [block for stack in (getattr(trunk, "blocks", ()), *stacks) for block in stack]
 
     def encode_image(self, images: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3), or float (B, 3, H, W) already normalised -> features (B, D), not unit norm."""
-        with self._grad("image"):
-            if images.dtype == torch.uint8:
-                images = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
-            return self.clip.encode_image(images)  # type: ignore[operator]
+        """uint8 (B, H, W, 3), or float (B, 3, H, W) already normalised -> features (B, D), not unit norm.
+
+        All patches are kept, in training too: masks need the rows' positions, see ``forward``.
+        """
+        return self._image(images, None, tokens=False)[0]
 
     def encode_text(self, tokens_BL: Tensor) -> Tensor:
-        """int64 (B, L) -> features (B, D), not unit norm."""
-        with self._grad("text"):
-            return self.clip.encode_text(tokens_BL)  # type: ignore[operator]
+        """int64 (B, L) -> features (B, D), not unit norm. L is ``context_length``, or less if causal."""
+        return self._text(tokens_BL, tokens=False)[0]
 
     def tokenize(self, texts: list[str]) -> Tensor:
         """int64 (len(texts), L). A special token written out in a caption stays plain text."""
+        if self.text_length:
+            return self.tokenizer(texts, self.text_length)
         return self.tokenizer(texts)
 
-    def forward(self, views: dict[str, Tensor], towers: dict[str, Tower]) -> dict[str, Tensor]:
-        """View name -> "<view>:pooled" features. Views of one tower and shape go through it at once."""
+    def forward(
+        self,
+        views: dict[str, Tensor],
+        towers: dict[str, Tower],
+        positions: Tensor | None = None,
+        groups: dict[str, Groups] | None = None,
+    ) -> dict[str, Tensor]:
+        """View name -> "<view>:pooled" features, and "<view>:tokens" where ``wanted`` has it.
+
+        Views of one tower and shape go through it at once. ``positions``, int64 (B,), are the rows'
+        places in the stream; training with dropped patches needs them. ``groups`` of a text view
+        have its rows by length: each group goes through the tower at its own, if that is causal.
+        """
+        groups = groups or {}
         features: dict[str, Tensor] = {}
-        for tower, encode in (("image", self.encode_image), ("text", self.encode_text)):
-            for names in _alike({n: rows for n, rows in views.items() if towers[n] == tower}):
-                pooled = encode(
-                    torch.cat([views[n] for n in names]) if len(names) > 1 else views[names[0]]
-                )
-                for name, rows in zip(
-                    names, pooled.split([len(views[n]) for n in names]), strict=True
-                ):
-                    features[f"{name}:pooled"] = rows
+        for tower in TOWERS:
+            of_tower = {n: rows for n, rows in views.items() if towers[n] == tower}
+            for names in _alike(of_tower, groups):
+                rows = torch.cat([views[n] for n in names]) if len(names) > 1 else views[names[0]]
+                tokens = any(f"{name}:tokens" in self.wanted for name in names)
+                if tower == "image":
+                    made = self._image(rows, self._kept(names, views, positions), tokens)
+                else:
+                    made = self._text(rows, tokens, groups.get(names[0]))
+                for kind, whole in zip(("pooled", "tokens"), made, strict=True):
+                    parts = [] if whole is None else whole.split([len(views[n]) for n in names])
+                    features |= {f"{n}:{kind}": part for n, part in zip(names, parts)}
         return features
+
+    def _image(self, images: Tensor, keep_BK: Tensor | None, tokens: bool) -> passes.Outputs:
+        visual = self.clip.visual
+        with self._grad("image"):
+            if passes.image_is_known(visual):  # type: ignore[arg-type]
+                return passes.image_outputs(visual, images, self.mean, self.std, keep_BK, tokens)
+            _refuse_tokens(tokens, "image")
+            if images.dtype == torch.uint8:
+                images = (images.permute(0, 3, 1, 2).to(self.mean.dtype) - self.mean) / self.std
+            return self.clip.encode_image(images), None  # type: ignore[operator]
+
+    def _text(
+        self, tokens_BL: Tensor, tokens: bool, groups: Groups | None = None
+    ) -> passes.Outputs:
+        length = tokens_BL.shape[1]
+        if length > self.context_length or (
+            length < self.context_length and not self.text_is_causal
+        ):
+            raise ValueError(
+                f"texts of {length} tokens for a tower of {self.context_length}. "
+                "hint: shorter ones are exact for causal towers only; set text_buckets = []"
+            )
+        with self._grad("text"):
+            if passes.text_can_be_short(self.clip):
+                exact = groups if self.text_is_causal else None
+                return passes.text_outputs(self.clip, tokens_BL, tokens, exact)
+            _refuse_tokens(tokens, "text")
+            return self.clip.encode_text(tokens_BL), None  # type: ignore[operator]
+
+    def _kept(
+        self, names: list[str], views: dict[str, Tensor], positions: Tensor | None
+    ) -> Tensor | None:
+        """Which patches each row keeps, (B, K); None for all. Two views of a sample keep different ones."""
+        if self.keep_patches is None or not self.training:
+            return None
+        if positions is None:
+            raise ValueError(
+                "patches are dropped by the rows' positions, and there are none. hint: forward(views, towers, positions)"
+            )
+        visual: Any = self.clip.visual
+        side = self.image_size // visual.patch_size[0]
+        keys = torch.cat(
+            [row_keys(positions[: len(views[n])], self.draw_key, f"patches.{n}") for n in names]
+        )
+        return self.keep_patches(keys, side * side)
 
     def tower_parameters(self, tower: Tower) -> Iterator[tuple[str, nn.Parameter]]:
         """open_clip's names and parameters of one tower; everything that is not visual is text."""
@@ -140,10 +234,26 @@ class DualEncoder(nn.Module):
         """Take what ``weights()`` gave. Raises RuntimeError for those of another model."""
         self.clip.load_state_dict({n: rows for n, rows in weights.items() if n not in _NOT_OURS})
 
+    def described(self) -> dict[str, Any]:
+        """What a checkpoint says of its model, for ``load``. ``config`` is in open_clip's format."""
+        pixels = {"mean": self.mean.flatten().tolist(), "std": self.std.flatten().tolist()}
+        return {"name": self.name, "config": self.config, "text_length": self.text_length, **pixels}
+
+    def normalise_as(self, model: dict[str, Any]) -> None:
+        """Take the mean and deviation of pixels from ``described()``: open_clip's tags have their own."""
+        for name, rows in (("mean", self.mean), ("std", self.std)):
+            rows.copy_(torch.tensor(model.get(name, rows.flatten().tolist())).view_as(rows))
+
     def thaw(self) -> None:
-        """Everything trains again: the state in which every phase begins, before its tweaks."""
+        """The state in which every phase begins, before its tweaks: all trains, all patches, all tokens.
+
+        What was never trained (fixed position embeddings) stays so, and pictures keep their size.
+        """
         self.frozen = set()
-        self.requires_grad_(True)
+        self.keep_patches = None
+        self.text_length = None
+        for name, parameter in self.clip.named_parameters():
+            parameter.requires_grad_(name not in self.fixed)
         self.train()
 
     def train(self, mode: bool = True) -> DualEncoder:
@@ -188,11 +298,8 @@ def load(path: str) -> DualEncoder:
     with storage.open_file(path) as file:
         try:
             saved = torch.load(file, map_location="cpu", weights_only=True)
-            name, config, weights = (
-                saved["model"]["name"],
-                saved["model"]["config"],
-                saved["state_dict"],
-            )
+            model, weights = saved["model"], saved["state_dict"]
+            name, config = model["name"], model["config"]
         except Exception as fault:
             raise ValueError(
                 f"{path}: not a checkpoint of clip-pipe ({type(fault).__name__}: {str(fault)[:200]}). "
@@ -200,6 +307,8 @@ def load(path: str) -> DualEncoder:
             ) from fault
     encoder = from_config(name, config)
     encoder.load_weights(weights)
+    encoder.normalise_as(model)
+    encoder.text_length = model.get("text_length")
     return encoder.eval()
 
 
@@ -215,9 +324,8 @@ def _register(stem: str, config: dict[str, Any]) -> str:
     if known == config:
         return stem
     if known is not None:
-        stem = (
-            f"{stem}-{hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:8]}"
-        )
+        content = json.dumps(config, sort_keys=True).encode()
+        stem = f"{stem}-{hashlib.sha256(content).hexdigest()[:8]}"
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"{stem}.json"
         path.write_text(json.dumps(config))
@@ -242,11 +350,8 @@ def _read_config(path: str) -> dict[str, Any]:
 
 def _unknown(name: str, known: list[str]) -> str:
     near = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    hint = (
-        f"did you mean {', '.join(near)}?"
-        if near
-        else "`python -c 'import open_clip; print(open_clip.list_models())'` lists names"
-    )
+    listing = "`python -c 'import open_clip; print(open_clip.list_models())'` lists names"
+    hint = f"did you mean {', '.join(near)}?" if near else listing
     return f"unknown model {name!r}. hint: {hint}"
 
 
@@ -277,9 +382,18 @@ def _quiet() -> Iterator[None]:
         logging.disable(logging.NOTSET)
 
 
-def _alike(views: dict[str, Tensor]) -> list[list[str]]:
-    """Names of views grouped by the shape of a row and its type."""
+def _refuse_tokens(asked: bool, tower: str) -> None:
+    if asked:
+        raise ValueError(
+            f"the objective needs the {tower} tower's tokens, and this model gives only its pooled feature. "
+            "hint: use one of open_clip's own transformers, e.g. ViT-B-16"
+        )
+
+
+def _alike(views: dict[str, Tensor], apart: Container[str]) -> list[list[str]]:
+    """Names of views grouped by the shape of a row and its type; those in ``apart`` each on its own."""
     groups: dict[Any, list[str]] = {}
     for name, rows in views.items():
-        groups.setdefault((rows.shape[1:], rows.dtype), []).append(name)
+        alone = name if name in apart else None
+        groups.setdefault((rows.shape[1:], rows.dtype, alone), []).append(name)
     return list(groups.values())

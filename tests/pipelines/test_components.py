@@ -132,3 +132,10 @@ def test_the_recipe_s_seed_fills_the_option() -> None:
         )["seed"]
         == 2
     )
+
+
+def test_an_option_that_is_a_table_takes_a_table_alone() -> None:
+    given = Component("caption_mix", {"weights": {"alt": 2}}, "here")
+    assert components.build("view", given).weights == {"alt": 2}
+    with pytest.raises(RecipeError, match="a table, such as"):
+        components.build("view", Component("caption_mix", {"weights": 3}, "here"))

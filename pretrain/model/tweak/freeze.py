@@ -23,6 +23,11 @@ class Freeze(Tweak):
             raise ValueError(f'freeze: tower = {self.tower!r}. hint: "image" or "text"')
 
     def apply(self, encoder: DualEncoder) -> None:
+        if self.tower == "image" and encoder.keep_patches is not None:
+            raise ValueError(
+                "freeze: the image tower's patches are dropped in this phase. hint: take patch_drop out; "
+                "a frozen tower gains nothing by it"
+            )
         encoder.frozen.add(self.tower)
         for _, parameter in encoder.tower_parameters(self.tower):
             parameter.requires_grad_(False)
