@@ -1,10 +1,14 @@
 """Checkpoints: written beside, hashed, renamed; the newest whole one is what a run resumes from.
 
-    OUT/checkpoints/samples-000000012800.pt      weights, optimizer, cursor, settings, recipe
-    OUT/checkpoints/samples-000000012800.json    sha256 and size of it; written last
+    OUT/checkpoints/samples-000000012800.json    sha256 and size, of the file that follows
+    OUT/checkpoints/samples-000000012800.pt      weights, optimizer, cursor, settings, recipe; its name commits it
+
+A kill at any moment leaves files under temporary names and stamps of nothing, never a .pt without its
+stamp. Whatever has a .pt's own name is kept: damaged and unproven ones are set aside, not deleted.
 
 `state_dict` in it has open_clip's names, so open_clip reads the file as it is. There is no state of
-random generators to keep: every draw is a function of (seed, samples_seen, purpose).
+random generators to keep: every draw is a function of (seed, samples_seen, purpose). Nothing in it
+says how many ranks wrote it.
 """
 
 from __future__ import annotations
@@ -13,10 +17,12 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import fields, is_dataclass
+from collections.abc import Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import IO, Any
 
 import torch
+from torch import Tensor
 
 from curate.contract import storage
 from curate.contract.manifest import package_versions
@@ -24,7 +30,7 @@ from pretrain.loop.settings import TrainSettings
 from pretrain.objective.base import Term
 
 SCHEMA = 1
-# These change where and how fast a run goes, never what it computes.
+# These change where and how fast a run goes, and of what it computes the rounding at most.
 FREE_TO_CHANGE = (
     "out",
     "workers",
@@ -35,23 +41,32 @@ FREE_TO_CHANGE = (
     "cache",
     "cache_gb",
     "parallel",
+    "compile",
+    "activation_checkpointing",
     "log_every_steps",
     "max_bad_frac",
+    "stuck_steps",
 )
+_FREE_IN_PHASE = ("micro_batch",)
 
 
 class _Hashing:
-    """A file that hashes what is written to it."""
+    """A file that hashes what is written to it. ``fault``: why that failed, which torch.save does not say."""
 
     def __init__(self, file: IO[Any]) -> None:
         self.file = file
         self.digest = hashlib.sha256()
         self.size_bytes = 0
+        self.fault: OSError | None = None
 
     def write(self, data: Any) -> int:
         self.digest.update(data)
         self.size_bytes += len(memoryview(data).cast("B"))
-        return self.file.write(data)
+        try:
+            return self.file.write(data)
+        except OSError as fault:
+            self.fault = fault
+            raise
 
     def flush(self) -> None:
         self.file.flush()
@@ -61,61 +76,87 @@ def folder(out: str) -> str:
     return storage.join(out, "checkpoints")
 
 
-def save(out: str, content: dict[str, Any], keep: int) -> str:
+def save(out: str, content: dict[str, Any], keep: int, *, forever: bool = False) -> str:
     """Commit a checkpoint named by ``content["cursor"]["samples_seen"]``; the oldest beyond ``keep`` go.
 
-    Returns its path.
+    One that is kept ``forever`` does not count and is never deleted. Returns its path.
     """
     path = storage.join(folder(out), f"samples-{content['cursor']['samples_seen']:012d}.pt")
+    write(path, content, **({"keep": True} if forever else {}))
+    passing = [old for old in _all(out) if not _stamp(old).get("keep")]
+    for old in passing[: -max(keep, 1)]:
+        os.remove(old)  # first: without its stamp it would be a file that nothing vouches for
+        os.remove(stamp_path(old))
+    return path
+
+
+def write(path: str, content: dict[str, Any], **more: Any) -> None:
+    """Commit one file, and just before it its stamp with ``more`` in it. Raises OSError as the disk does."""
     with storage.committed(path) as file:
         hashing = _Hashing(file)
-        torch.save({"schema": SCHEMA, "versions": package_versions(), **content}, hashing)  # type: ignore[arg-type]
-    stamp = {"sha256": hashing.digest.hexdigest(), "size_bytes": hashing.size_bytes}
-    storage.write_text(_stamp_path(path), json.dumps(stamp) + "\n")
-    for old in _all(out)[: -max(keep, 1)]:
-        os.remove(_stamp_path(old))
-        os.remove(old)
-    return path
+        try:
+            torch.save({"schema": SCHEMA, "versions": package_versions(), **content}, hashing)  # type: ignore[arg-type]
+        except RuntimeError as fault:
+            raise hashing.fault or fault from fault
+        stamp = {"sha256": hashing.digest.hexdigest(), "size_bytes": hashing.size_bytes, **more}
+        storage.write_text(stamp_path(path), json.dumps(stamp) + "\n")
 
 
 def newest_whole(out: str) -> tuple[str | None, list[str]]:
     """(path of the newest checkpoint whose bytes are as written, what was wrong with newer ones).
 
-    The path is None where none was ever committed. Raises ValueError where all are damaged.
+    The path is None where none was ever committed. Raises ValueError where there are some and all
+    are damaged, or without a stamp.
     """
     faults: list[str] = []
-    for path in reversed(_all(out)):
-        fault = _fault(path)
+    for path in reversed(_named(folder(out))):
+        fault = fault_of(path)
         if fault is None:
             return path, faults
         faults.append(f"{path}: {fault}")
     if not faults:
         return None, []
     raise ValueError(
-        f"no checkpoint to resume from: {'; '.join(faults)}. hint: start anew in an empty folder"
+        f"no checkpoint to resume from: {'; '.join(faults)}. hint: bring back the .pt and its .json as they were "
+        "written, or start anew in an empty folder; nothing was changed here"
     )
 
 
 def newest(out: str) -> str | None:
-    """The newest whole checkpoint of a run; None where there is none. Raises ValueError if all are damaged."""
+    """The newest whole checkpoint of a run; None where there is none. Raises ValueError as ``newest_whole``."""
     return newest_whole(out)[0]
 
 
 def set_aside_newer(out: str, path: str) -> None:
-    """Rename committed checkpoints that are newer than ``path``: they are damaged, and count no more."""
-    for newer in _all(out):
+    """Rename what is newer than ``path``, "damaged-..." or "unstamped-...": it counts no more."""
+    for newer in _named(folder(out)):
         if newer > path:
-            for name in (newer, _stamp_path(newer)):
-                os.replace(name, storage.join(folder(out), "damaged-" + name.rsplit("/", 1)[-1]))
+            stamp = stamp_path(newer)
+            why = "damaged-" if os.path.exists(stamp) else "unstamped-"
+            number = 0
+            while os.path.exists(aside := _aside(newer, why, number)):
+                number += 1
+            os.rename(newer, aside)
+            if os.path.exists(stamp):
+                os.rename(stamp, stamp_path(aside))
+
+
+def _aside(path: str, why: str, number: int) -> str:
+    where, _, name = path.rpartition("/")
+    return f"{where}/{why}{f'{number}-' if number else ''}{name}"
 
 
 def clean(out: str) -> None:
-    """Delete what a killed process left half written."""
-    whole = {path for pt in _all(out) for path in (pt, _stamp_path(pt))}
+    """Delete what a killed process left half written: files under temporary names, and no others."""
     for name in os.listdir(folder(out)) if os.path.isdir(folder(out)) else ():
-        path = storage.join(folder(out), name)
-        if path not in whole and name.startswith("samples-"):
-            os.remove(path)
+        if name.startswith("samples-") and storage.TEMPORARY in name:
+            os.remove(storage.join(folder(out), name))
+
+
+def all_finite(parameters: Sequence[Tensor]) -> bool:
+    """Whether this rank's figures are all finite; the device is waited for once."""
+    own = [getattr(p, "to_local", lambda p=p: p)().detach() for p in parameters]
+    return not own or bool(torch.stack([rows.isfinite().all() for rows in own]).all())
 
 
 def read(path: str) -> dict[str, Any]:
@@ -128,14 +169,30 @@ def describe(settings: TrainSettings) -> dict[str, Any]:
     return dict(_flat("", settings))
 
 
-def changed(saved: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """Every setting that differs, in words."""
+def changed(saved: dict[str, Any], now: dict[str, Any]) -> dict[str, str]:
+    """Every setting that differs, and how in words."""
     names = sorted(set(saved) | set(now))
-    return [
-        f"{name}: checkpoint has {saved.get(name)!r}, now {now.get(name)!r}"
+    return {
+        name: f"checkpoint has {saved.get(name)!r}, now {now.get(name)!r}"
         for name in names
         if saved.get(name) != now.get(name)
-    ]
+    }
+
+
+def split_allowed(
+    changes: dict[str, str], allowed: Sequence[str]
+) -> tuple[dict[str, str], dict[str, str], list[str]]:
+    """(changes that are allowed, those that are not, keys of ``allowed`` under which nothing changed).
+
+    A key allows itself and everything below it: "phase.0" allows "phase.0.lr".
+    """
+
+    def covers(key: str, name: str) -> bool:
+        return name == key or name.startswith(f"{key}.")
+
+    fine = {n: words for n, words in changes.items() if any(covers(key, n) for key in allowed)}
+    idle = [key for key in allowed if not any(covers(key, name) for name in changes)]
+    return fine, {name: words for name, words in changes.items() if name not in fine}, idle
 
 
 def _flat(name: str, thing: Any) -> list[tuple[str, Any]]:
@@ -143,8 +200,9 @@ def _flat(name: str, thing: Any) -> list[tuple[str, Any]]:
         members = {
             f.name: getattr(thing, f.name) for f in fields(thing) if f.name not in FREE_TO_CHANGE
         }
-        # Where the shards lie may change; what is in them is compared by data_sha256.
+        # Where the data lie may change; what is in them is compared by data_sha256.
         members["shards"] = tuple(source.weight for source in thing.shards)
+        members["sidecar"] = tuple(replace(sidecar, path="") for sidecar in thing.sidecar)
     elif isinstance(thing, Term):
         members = {"use": type(thing).__qualname__, **thing.options()}
     elif is_dataclass(thing):
@@ -154,6 +212,7 @@ def _flat(name: str, thing: Any) -> list[tuple[str, Any]]:
             else {"use": type(thing).__qualname__}
         )
         members = {**kind, **{f.name: getattr(thing, f.name) for f in fields(thing)}}
+        members = {k: v for k, v in members.items() if k not in _FREE_IN_PHASE or kind}
     elif isinstance(thing, (list, tuple)):
         members = {str(i): entry for i, entry in enumerate(thing)}
     else:
@@ -164,22 +223,42 @@ def _flat(name: str, thing: Any) -> list[tuple[str, Any]]:
 
 def _all(out: str) -> list[str]:
     """Checkpoints that were committed, oldest first."""
-    if not os.path.isdir(folder(out)):
+    return committed(folder(out))
+
+
+def committed(where: str) -> list[str]:
+    """The checkpoints in a folder that have a stamp, oldest first."""
+    return [path for path in _named(where) if os.path.exists(stamp_path(path))]
+
+
+def _named(where: str) -> list[str]:
+    """All that has a checkpoint's name, stamped or not, oldest first."""
+    if not os.path.isdir(where):
         return []
-    names = sorted(n for n in os.listdir(folder(out)) if re.fullmatch(r"samples-\d+\.pt", n))
-    paths = [storage.join(folder(out), name) for name in names]
-    return [path for path in paths if os.path.exists(_stamp_path(path))]
+    names = sorted(n for n in os.listdir(where) if re.fullmatch(r"samples-\d+\.pt", n))
+    return [storage.join(where, name) for name in names]
 
 
-def _stamp_path(path: str) -> str:
+def stamp_path(path: str) -> str:
     return path.removesuffix(".pt") + ".json"
 
 
-def _fault(path: str) -> str | None:
+def _stamp(path: str) -> dict[str, Any]:
+    """What stands beside a checkpoint; nothing where it can't be read."""
     try:
-        stamp = json.loads(storage.read_text(_stamp_path(path)))
-    except ValueError as fault:
-        return f"its stamp is not JSON: {fault}"
+        found = json.loads(storage.read_text(stamp_path(path)))
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def fault_of(path: str) -> str | None:
+    """What is wrong with a checkpoint's bytes, judged by its stamp; None where they are as written."""
+    if not os.path.exists(stamp_path(path)):
+        return "no stamp (.json) beside it says what its bytes were"
+    wanted = _stamp(path).get("sha256")
+    if not wanted:
+        return "its stamp is not JSON with a sha256"
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if digest == stamp.get("sha256") else "its bytes differ from those written"
+    return None if digest == wanted else "its bytes differ from those written"

@@ -10,7 +10,7 @@ from types import FrameType
 
 
 class Interrupt:
-    """``asked`` is true once a signal came. A second signal ends the process at once."""
+    """``asked`` is true once a signal came. A second one, of either kind, is not caught any more."""
 
     def __init__(self) -> None:
         self.asked = False
@@ -28,7 +28,8 @@ def caught() -> Iterator[Interrupt]:
 
     def handle(number: int, _: FrameType | None) -> None:
         interrupt.asked, interrupt.number = True, number
-        signal.signal(number, before[signal.Signals(number)])
+        for caught_too, handler in before.items():
+            signal.signal(caught_too, handler)
 
     for number in before:
         signal.signal(number, handle)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import math
 import os
-from collections import Counter
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -16,19 +16,19 @@ from torch import Tensor, nn
 
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
-from pretrain.loop import checkpoint, optim
+from pretrain.loop import checkpoint, optim, parallel, resume, serve
+from pretrain.loop.bad_samples import BadShare, Replaced, named, refuse_lost
+from pretrain.loop.ema import Ema
 from pretrain.loop.log import MetricsLog
-from pretrain.loop.settings import Phase, TrainSettings
+from pretrain.loop.settings import Phase, ShardSource, TrainSettings
 from pretrain.loop.world import World
+from pretrain.loop.writer import Writer
 from pretrain.model import encoder as towers
-from pretrain.objective.base import Dims, Term
-from pretrain.objective.infonce import InfoNCE
+from pretrain.objective.base import Dims
 from pretrain.stream.batch import Batch, Stream
 from pretrain.stream.order import integer
-from pretrain.stream.tars import TarSet
+from pretrain.stream.tars import TarSet, check_matched
 from pretrain.stream.view.base import View
-from pretrain.stream.view.caption_mix import CaptionMix
-from pretrain.stream.view.crop import Crop
 
 _logger = logging.getLogger(__name__)
 
@@ -50,7 +50,7 @@ class Job:
     model: nn.Module  # the encoder, behind DDP where there are several ranks
     optimizer: torch.optim.Optimizer
     stream: Stream
-    towers_of: dict[str, towers.Tower]  # view name -> tower
+    towers_of: dict[str, towers.Tower]  # view name -> tower, of views that terms need
 
     def __init__(
         self,
@@ -60,56 +60,89 @@ class Job:
         seed: int,
         data_hash: str,
         recipe_text: str,
-        resume: bool,
+        again: bool,
         progress: Callable[[dict[str, Any]], None] | None,
+        allow_changes: Sequence[str] = (),
     ) -> None:
         self.settings, self.world, self.seed = settings, world, seed
         self.data_hash, self.recipe_text, self.progress = data_hash, recipe_text, progress
         self.log = MetricsLog(storage.join(settings.out, "metrics.jsonl"))
-        self.readers = [TarSet(source.path) for source in settings.shards]
+        self.readers = self._open_readers()
         self.data_sha256 = fingerprint([reader.fingerprint for reader in self.readers])
         self.described = {"seed": seed, **checkpoint.describe(settings)}
         self.cursor = Cursor()
         self.terms = nn.ModuleList()
         self.weights: list[float] = []
-        self.saved_path, self._saved = self._begin(resume)
-        self.new_bad: Counter[str] = Counter()  # of this rank, not yet summed into the cursor
-        self.bad_example = ""
+        self.history: list[dict[str, Any]] = []  # of allowed changes, by samples_seen
+        self.saved_path, self._saved = self._begin(again, allow_changes)
+        self.writer = Writer(self._write)
+        self.saved_at_s = time.monotonic()
+        self.ema: Ema | None = None
+        self.replaced = Replaced()  # not yet summed into the cursor
+        self.bad_share = BadShare(
+            settings.max_bad_frac, self.cursor.samples_seen, sum(self.cursor.bad.values())
+        )
         torch.manual_seed(integer(seed, "weights"))
         pretrained = "" if self._saved else settings.pretrained
         self.encoder = towers.build(settings.model, pretrained).to(world.device)
 
-    def _begin(self, resume: bool) -> tuple[str, dict[str, Any] | None]:
+    def _open_readers(self) -> list[TarSet]:
+        """One process of each machine opens the shards first, and makes the indexes that the others find."""
+        readers: list[TarSet] = []
+        for firsts_turn in (True, False):
+            fault = ""
+            if firsts_turn == (int(os.environ.get("LOCAL_RANK", "0")) == 0):
+                try:
+                    readers = [self._reader(source) for source in self.settings.shards]
+                    check_matched(readers)
+                    refuse_lost(readers, self.settings.max_bad_frac)
+                except ValueError as found:
+                    fault = str(found)
+            refusal = next((found for found in self.world.gather(fault) if found), "")
+            if refusal:
+                raise ValueError(refusal)
+        for line in named(readers) if self.world.is_first else ():
+            _logger.warning("%s", line)
+        return readers
+
+    def _reader(self, source: ShardSource) -> TarSet:
+        settings = self.settings
+        return TarSet(
+            source.path,
+            sidecars=settings.sidecar,
+            cache=settings.cache,
+            cache_gb=settings.cache_gb,
+        )
+
+    def _begin(self, again: bool, allow: Sequence[str]) -> tuple[str, dict[str, Any] | None]:
         """The first rank looks at the folder, and all ranks do what it found."""
+        out = self.settings.out
         found: tuple[str, str] = ("", "")  # (fault, checkpoint)
         if self.world.is_first:
             try:
-                found = "", _prepare_folder(self.settings.out, resume, self.recipe_text)
+                found = "", resume.prepare_folder(out, again, self.recipe_text)
             except ValueError as fault:
                 found = str(fault), ""
         refusal, path = self.world.gather(found)[0]
         if refusal:
             raise ValueError(refusal)
         saved = checkpoint.read(path) if path else None
+        changes: dict[str, str] = {}
         if saved:
-            self._refuse_changes(saved, path)
             self.cursor = Cursor(**saved["cursor"])
+            now = resume.Now(
+                self.described, self.data_sha256, self.data_hash, len(self.settings.phase)
+            )
+            changes, idle = resume.allowed_changes(saved, now, path, allow)
+            self.history = resume.history(saved, changes)
+            for key in idle if self.world.is_first else ():
+                _logger.warning("--allow-change %s: nothing of that name changed", key)
         if self.world.is_first:
             self.log.rewind(self.cursor.samples_seen)
+            if changes:
+                _logger.warning("going on with changes: %s", changes)
+                resume.note(out, self.history[-1], self.recipe_text)
         return path, saved
-
-    def _refuse_changes(self, saved: dict[str, Any], path: str) -> None:
-        changes = checkpoint.changed(saved["settings"], self.described)
-        if saved["data_sha256"] != self.data_sha256:
-            changes.append("shards: their content is not what the checkpoint was trained on")
-        if saved["data_hash"] and self.data_hash and saved["data_hash"] != self.data_hash:
-            changes.append(
-                f"data manifest: checkpoint has {saved['data_hash']}, now {self.data_hash}"
-            )
-        if changes:
-            raise ValueError(
-                f"{path} cannot be resumed: {'; '.join(changes)}. hint: undo the change, or train into another folder"
-            )
 
     def enter(self, number: int) -> Phase:
         """Make towers, terms, optimizer and stream ready for a phase, as saved or from the last one."""
@@ -117,19 +150,83 @@ class Job:
         resuming = self._saved is not None and number == self.cursor.phase
         if not resuming:
             self.cursor.phase, self.cursor.phase_samples = number, 0
+        saved = self._saved if resuming else None
+        self._make_whole()
+        torch.manual_seed(integer(self.seed, "shape", number))
         self.shape(phase)
+        if saved is not None:
+            self.encoder.pretrained_logit_scale = saved.get(
+                "pretrained_logit_scale", self.encoder.pretrained_logit_scale
+            )
+        self.encoder.draw_key = integer(self.seed, "draw", number)
         torch.manual_seed(integer(self.seed, "objective", number))
-        self._enter_objective(phase)
-        if resuming and self._saved is not None:
-            self.encoder.load_weights(self._saved["state_dict"])
-            self.terms.load_state_dict(self._saved["objective"])
-        self.model = self.world.wrap(self.encoder)
-        self.optimizer = optim.adamw(phase, [self.encoder, self.terms])
-        if resuming and self._saved is not None:
-            self.optimizer.load_state_dict(self._saved["optimizer"])
+        views = self._enter_objective(phase, number)
+        with self._fitting():
+            if saved is not None:
+                self.encoder.load_weights(saved["state_dict"])
+                self.encoder.normalise_as(saved["model"])
+                self.terms.load_state_dict(saved["objective"])
+            self._wrap()
+            self.optimizer = optim.adamw(phase, [self.encoder, self.terms])
+            if saved is not None:
+                self._load_optimizer(saved["optimizer"])
+                if self.ema and saved.get("ema"):
+                    self.ema.load_state_dict(saved["ema"])
+        if resuming:
             self._saved = None
-        self._enter_stream(phase, number)
+        self._enter_stream(views)
         return phase
+
+    def _make_whole(self) -> None:
+        """Sharded towers (FSDP2) stay so for good: the next phase begins with new ones of the same weights."""
+        if parallel.is_sharded(self.encoder):
+            old = self.encoder
+            weights = {name: parallel.whole(w).cpu() for name, w in old.clip.state_dict().items()}
+            self.encoder = towers.from_config(old.name, old.config)
+            self.encoder.load_weights(weights)
+            self.encoder.name = old.name
+            self.encoder.pretrained_logit_scale = old.pretrained_logit_scale
+            self.encoder.normalise_as(old.described())
+            self.encoder.to(self.world.device)
+
+    def _wrap(self) -> None:
+        """Blocks compiled or recomputed as told, the towers behind DDP or FSDP2, and their average."""
+        told = self.settings
+        on_cuda = self.world.device.type == "cuda"
+        compiled = told.compile == "on" or (told.compile == "auto" and on_cuda)
+        parallel.prepare_blocks(
+            self.encoder, compiled=compiled, checkpointing=told.activation_checkpointing
+        )
+        self.model = parallel.wrap(
+            self.encoder, self.world, told.parallel, bf16=told.precision == "bf16"
+        )
+        if self.ema:
+            self.ema.follow(self.model)
+        elif told.ema_decay:
+            self.ema = Ema(self.model, told.ema_decay)
+
+    def _load_optimizer(self, state: dict[str, Any]) -> None:
+        """Moments as saved, options (which may have been changed) as the recipe has them now."""
+        now = [
+            {name: value for name, value in group.items() if name != "params"}
+            for group in self.optimizer.param_groups
+        ]
+        parallel.load_optimizer_state(self.model, self.optimizer, state)
+        for group, options in zip(self.optimizer.param_groups, now, strict=True):
+            group.update(options)
+
+    @contextmanager
+    def _fitting(self) -> Iterator[None]:
+        """What a checkpoint holds may not fit a run whose model or objective was changed."""
+        try:
+            yield
+        except (RuntimeError, KeyError, ValueError) as fault:
+            if self._saved is None or isinstance(fault, torch.OutOfMemoryError):
+                raise
+            raise ValueError(
+                f"{self.saved_path} does not fit the run as it is now: {' '.join(str(fault).split())[:300]}. "
+                "hint: put another model or objective into a run or a phase of its own"
+            ) from fault
 
     def shape(self, phase: Phase) -> None:
         """Give the towers the form they have in a phase."""
@@ -137,38 +234,46 @@ class Job:
         for tweak in phase.tweak:
             tweak.apply(self.encoder)
 
-    def _enter_objective(self, phase: Phase) -> None:
-        """Fresh terms; one that was in the phase before goes on with what it had learned."""
-        before = list(self.terms)
-        pairs = phase.objective or ((1.0, InfoNCE()),)
-        terms: list[Term] = [copy.deepcopy(term) for _, term in pairs]
-        self.weights = [weight for weight, _ in pairs]
-        for term in terms:
-            term.setup(Dims(self.encoder.embed_dim, self.encoder.pretrained_logit_scale))
-            same = next((old for old in before if type(old) is type(term)), None)
-            if same is not None:
-                before.remove(same)
-                term.load_state_dict(same.state_dict())
+    def _enter_objective(self, phase: Phase, number: int) -> list[View]:
+        """Terms, and views that give what they need; what none of them needs stands still."""
+        told, dims = (
+            self.settings,
+            Dims(self.encoder.embed_dim, self.encoder.pretrained_logit_scale),
+        )
+        self.weights, terms = serve.terms_of(phase, dims, self.terms)
         self.terms = nn.ModuleList(terms).to(self.world.device)
+        self.needs = serve.needs_of(terms)
+        where, size_px = f"train.phase.{number}", self.encoder.image_size
+        views = serve.views_of(where, phase, size_px, self.needs, told.sidecar)
+        self.towers_of = serve.used_views(views, self.needs)
+        parallel.prepare_blocks(self.encoder, compiled=False, checkpointing=False)
+        idle = serve.still_idle(self.encoder, self.towers_of, self.needs)
+        if idle and self.world.is_first:
+            _logger.warning("%s: %s", where, serve.of_idle(idle))
+        return views
 
-    def _enter_stream(self, phase: Phase, number: int) -> None:
-        views: list[View] = [
-            view.fit(self.encoder.image_size) for view in phase.view or (Crop(), CaptionMix())
-        ]
-        self.towers_of = {view.name: view.tower for view in views}
-        given = {f"{name}:pooled" for name in self.towers_of}
-        missing = sorted({need for term in self.terms for need in term.needs} - given)  # type: ignore[union-attr]
-        if missing or len(self.towers_of) < len(views):
-            found = (
-                f"needs {missing}, views give {sorted(given)}"
-                if missing
-                else "two views have one name"
-            )
-            raise ValueError(
-                f"train.phase.{number}: {found}. hint: add a view of that name, or rename one with `name = ...`"
-            )
+    def _enter_stream(self, views: list[View]) -> None:
         weights = [source.weight for source in self.settings.shards]
-        self.stream = Stream(self.readers, weights, views, self.encoder.tokenize, self.seed)
+        whole = any(
+            of == "text" and f"{name}:tokens" in self.needs for name, of in self.towers_of.items()
+        )
+        # Shorter texts are exact for towers in which no token sees the padding; but tokens of all
+        # ranks' texts must be equally many.
+        shorter = self.encoder.text_is_causal and not whole
+        buckets = self.settings.text_buckets if shorter else ()
+        # Not the encoder's own method: a loader that is spawned would be sent the towers with it.
+        words, length = self.encoder.tokenizer, self.encoder.text_length
+        # All ranks must call sharded blocks equally often.
+        self.stream = Stream(
+            self.readers,
+            weights,
+            views,
+            words.with_length(length) if length else words,
+            self.seed,
+            buckets=buckets,
+            augment=self.settings.augment,
+            split=not parallel.is_sharded(self.model),
+        )
 
     def parameters(self) -> list[nn.Parameter]:
         return [*self.encoder.parameters(), *self.terms.parameters()]
@@ -180,47 +285,89 @@ class Job:
 
     def count_bad(self, batch: Batch) -> None:
         """Note the samples of this rank that had to be replaced."""
-        for kind, example in batch.bad:
-            self.new_bad[kind] += 1
-            self.bad_example = self.bad_example or example
+        self.replaced.count(batch.bad)
 
     def sum_bad(self) -> None:
         """Add every rank's newly replaced samples to the cursor. All ranks call it together."""
-        total = Counter(self.cursor.bad)
-        for counts in self.world.gather(self.new_bad):
-            total.update(counts)
-        self.cursor.bad, self.new_bad = dict(sorted(total.items())), Counter()
+        self.cursor.bad = self.replaced.add_to(self.cursor.bad, self.world)
 
-    def save(self) -> str:
-        """Commit a checkpoint, unless there is one of this very point. All ranks call it together.
+    def due_in_s(self) -> float:
+        """Until the clock asks for the next checkpoint."""
+        passed_s = time.monotonic() - self.saved_at_s
+        return max(self.settings.checkpoint_minutes * 60 - passed_s, 0.0)
 
-        Raises TrainingStopped where weights are no longer finite: the older one stays the newest.
+    def is_due(self) -> bool:
+        """Whether this rank asks for a checkpoint: by the clock, or to have a fault of the last one raised."""
+        now_s = time.monotonic()
+        passed = now_s - self.saved_at_s > self.settings.checkpoint_minutes * 60
+        if passed:
+            self.saved_at_s = now_s  # asked once: the answer may come a step later
+        return self.world.is_first and (passed or self.writer.failed)
+
+    def is_milestone(self) -> bool:
+        """Whether the last step passed a multiple of keep_every_samples; on all ranks alike."""
+        every, seen = self.settings.keep_every_samples, self.cursor.samples_seen
+        last = seen - self.settings.phase[self.cursor.phase].global_batch
+        return bool(every) and seen // every > last // every
+
+    def save(self, wait: bool = True) -> str:
+        """Write a checkpoint, unless there is one of this very point. All ranks call it together.
+
+        Without ``wait`` it is written beside the steps that follow. Raises TrainingStopped where
+        weights are no longer finite (the older one stays the newest) or nothing can be written.
         """
         self.sum_bad()
+        self.saved_at_s = time.monotonic()
         name = f"samples-{self.cursor.samples_seen:012d}.pt"
         if not self.saved_path.endswith(name):
-            refuse_unless(
-                all(bool(p.isfinite().all()) for p in self.parameters()), self.cursor.step
-            )
-            if self.world.is_first:
-                checkpoint.save(self.settings.out, self._content(), self.settings.keep_checkpoints)
+            unfinite = self.world.any(not checkpoint.all_finite(self.parameters()))[0]
+            refuse_unless(not unfinite, self.cursor.step)
+            content = self._content()
+            self._with_writer(lambda: self.writer.begin(content))
+        if wait:
+            self._with_writer(self.writer.wait)
         self.saved_path = storage.join(checkpoint.folder(self.settings.out), name)
         return self.saved_path
 
+    def _with_writer(self, act: Callable[[], None]) -> None:
+        """The first rank acts; a fault of the writer stops all ranks with its reason."""
+        fault = ""
+        if self.world.is_first:
+            try:
+                act()
+            except Exception as found:
+                fault = f"{type(found).__name__}: {found}"
+        fault = self.world.gather(fault)[0]
+        if fault:
+            raise TrainingStopped(
+                f"no checkpoint can be written to {self.settings.out}: {fault}. "
+                "hint: make room or mend the disk; --resume goes on from the last checkpoint"
+            )
+
+    def _write(self, content: dict[str, Any]) -> None:
+        """In the writer's thread."""
+        forever = content.pop("forever")
+        checkpoint.save(self.settings.out, content, self.settings.keep_checkpoints, forever=forever)
+
     def _content(self) -> dict[str, Any]:
-        scale = self.logit_scale()
+        """All that decides the next step. With sharded towers all ranks call it together."""
+        own = self.logit_scale()
+        scale = torch.tensor(self.encoder.pretrained_logit_scale) if own is None else own.detach()
+        weights = {**parallel.full_state(self.model), "logit_scale": scale.log()}
         return {
-            "model": {"name": self.encoder.name, "config": self.encoder.config},
-            "state_dict": self.encoder.weights(
-                self.encoder.pretrained_logit_scale if scale is None else float(scale)
-            ),
+            "model": self.encoder.described(),
+            "state_dict": weights,
+            "ema": self.ema.state_dict() if self.ema else {},
             "objective": self.terms.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "pretrained_logit_scale": self.encoder.pretrained_logit_scale,
+            "optimizer": parallel.optimizer_state(self.model, self.optimizer),
             "cursor": asdict(self.cursor),
             "settings": self.described,
             "recipe": self.recipe_text,
             "data_hash": self.data_hash,
             "data_sha256": self.data_sha256,
+            "history": self.history,
+            "forever": self.is_milestone(),
         }
 
 
@@ -236,32 +383,7 @@ def refuse_unless(finite: bool, step: int) -> None:
         )
 
 
-def _prepare_folder(out: str, resume: bool, recipe_text: str) -> str:
-    """The checkpoint to resume from, or "". Raises ValueError for a folder that can't be used."""
-    if storage.is_url(out):
-        raise ValueError(
-            f"train.out = {out!r} is a URL. hint: train into a local or shared folder, and copy it"
-        )
-    begun = [
-        name for name in ("metrics.jsonl", "checkpoints") if os.path.exists(storage.join(out, name))
-    ]
-    if begun and not resume:
-        raise ValueError(
-            f"{out} already holds a run ({begun[0]}). hint: go on with --resume, or give another folder"
-        )
-    path, damaged = checkpoint.newest_whole(out) if resume else (None, [])
-    for fault in damaged:
-        _logger.warning("%s; resuming from %s, the damaged one is set aside", fault, path)
-    if path is not None:
-        checkpoint.set_aside_newer(out, path)
-    checkpoint.clean(out)
-    os.makedirs(out, exist_ok=True)
-    if recipe_text and path is None:
-        storage.write_text(storage.join(out, "recipe.toml"), recipe_text)
-    return path or ""
-
-
 def phase_end(cursor: Cursor, phase: Phase) -> int:
     """samples_seen at which the phase of the cursor ends; the last batch is a whole one."""
-    steps = math.ceil(phase.samples / phase.global_batch)
-    return cursor.samples_seen - cursor.phase_samples + steps * phase.global_batch
+    left = max(phase.samples - cursor.phase_samples, 0)
+    return cursor.samples_seen + math.ceil(left / phase.global_batch) * phase.global_batch

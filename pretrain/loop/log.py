@@ -1,10 +1,28 @@
-"""metrics.jsonl: one JSON object a line, and none beyond the point a run resumes from."""
+"""metrics.jsonl: one JSON object a line, and none beyond the point a run resumes from; and its followers.
+
+The file is always written. ``train.loggers`` names what is told besides: "tensorboard" (event files in
+OUT/tensorboard) and "wandb" (a run that is gone on with on resume). Their step is samples_seen, so runs of
+different batch sizes lie on each other.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import math
 import os
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from pretrain.loop.settings import LOGGERS
+
+
+class Tracker(Protocol):
+    """Gets the numbers of every line that has a samples_seen."""
+
+    def write(self, figures: dict[str, float], samples_seen: int) -> None: ...
+
+    def close(self, failed: bool) -> None: ...
 
 
 class MetricsLog:
@@ -12,30 +30,154 @@ class MetricsLog:
 
     def __init__(self, path: str) -> None:
         self.path = path
+        self.trackers: list[Tracker] = []
 
     def rewind(self, samples_seen: int) -> None:
-        """Cut the file before its first line beyond ``samples_seen``, or that is not whole."""
+        """Drop lines beyond ``samples_seen`` and those that are not whole; one without it goes with the last.
+
+        A line of an older checkpoint's evaluation stays, wherever it stands.
+        """
         if not os.path.exists(self.path):
             return
         kept: list[bytes] = []
+        last = 0.0
         with open(self.path, "rb") as file:
             for line in file:
-                if not line.endswith(b"\n") or _samples_seen(line) > samples_seen:
-                    break
-                kept.append(line)
+                seen = _samples_seen(line)
+                last = last if seen is None else seen
+                if line.endswith(b"\n") and last <= samples_seen:
+                    kept.append(line)
         temporary = f"{self.path}.tmp-{os.getpid()}"
         with open(temporary, "wb") as file:
             file.writelines(kept)
         os.replace(temporary, self.path)
 
+    def follow(
+        self,
+        loggers: Sequence[str],
+        samples_seen: int,
+        settings: dict[str, Any],
+        *,
+        resumed: bool = False,
+    ) -> None:
+        """Tell these loggers too, from now on; on the first rank only.
+
+        ``settings`` is what they show beside the run; ``resumed``: an attempt before may have told them
+        of it, also one that was killed before its first checkpoint. Raises ValueError as ``check`` does,
+        or where a service can't be used.
+        """
+        check(loggers)
+        out = os.path.dirname(self.path)
+        made: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
+        begun = samples_seen if resumed or samples_seen else None
+        self.trackers = [made[name](out, begun, settings) for name in loggers]
+
     def write(self, figures: dict[str, Any]) -> None:
+        """Append one line; a figure that is not finite is null, which JSON has, and NaN it has not."""
+        figures = {name: _finite(value) for name, value in figures.items()}
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures) + "\n")
+            file.write(json.dumps(figures, allow_nan=False) + "\n")
+        numbers = {
+            name: float(value)
+            for name, value in figures.items()
+            if isinstance(value, int | float) and name != "samples_seen"
+        }
+        for tracker in self.trackers:
+            tracker.write(numbers, int(figures["samples_seen"]))
+
+    def __enter__(self) -> MetricsLog:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        self.close(failed=kind is not None)
+
+    def close(self, failed: bool = False) -> None:
+        """The run has ended; what goes on in the background is waited for."""
+        for tracker in self.trackers:
+            tracker.close(failed)
+        self.trackers = []
 
 
-def _samples_seen(line: bytes) -> float:
-    """The samples_seen of a line; infinity for one that is not JSON, 0 for one without."""
+def check(loggers: Sequence[str]) -> None:
+    """Raise ValueError for a logger that is not known or not installed. Imports nothing."""
+    for name in loggers:
+        if name not in LOGGERS:
+            raise ValueError(f"train.loggers: no logger {name!r}. hint: {' or '.join(LOGGERS)}")
+        if importlib.util.find_spec(name) is None:
+            raise ValueError(
+                f"train.loggers: {name} is not installed. hint: pip install 'clip-pipe[track]', or leave it out"
+            )
+
+
+class _TensorBoard:
+    """Event files in OUT/tensorboard. What earlier files say beyond the point of a resume is not shown."""
+
+    def __init__(self, out: str, samples_seen: int | None, settings: dict[str, Any]) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        purge = None if samples_seen is None else samples_seen + 1
+        self._writer = SummaryWriter(os.path.join(out, "tensorboard"), purge_step=purge)
+
+    def write(self, figures: dict[str, float], samples_seen: int) -> None:
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, samples_seen)
+
+    def close(self, failed: bool) -> None:
+        self._writer.close()
+
+
+class _Wandb:
+    """A run whose id is kept in OUT/wandb.json. Project, entity and mode by W&B's own environment variables."""
+
+    def __init__(self, out: str, samples_seen: int | None, settings: dict[str, Any]) -> None:
+        import wandb
+
+        path = os.path.join(out, "wandb.json")
+        known = None if samples_seen is None else _read(path).get("id")
+        try:
+            self._run = wandb.init(
+                project=os.environ.get("WANDB_PROJECT", "clip-pipe"),
+                name=os.environ.get("WANDB_NAME") or "/".join(os.path.abspath(out).split("/")[-2:]),
+                id=known,
+                resume="allow" if known else None,
+                dir=out,
+                config={**settings, "out": out},
+                settings=wandb.Settings(silent=True),
+            )
+        except wandb.Error as fault:
+            raise ValueError(
+                f"train.loggers: wandb can't begin a run: {fault}. "
+                "hint: `wandb login`, or set WANDB_MODE=offline and `wandb sync` later"
+            ) from fault
+        # Not W&B's own step, which may not go back: a resumed run repeats what its checkpoint had not.
+        self._run.define_metric("samples_seen")
+        self._run.define_metric("*", step_metric="samples_seen")
+        with open(path, "w", encoding="utf-8") as file:
+            json.dump({"id": self._run.id}, file)
+
+    def write(self, figures: dict[str, float], samples_seen: int) -> None:
+        self._run.log({**figures, "samples_seen": samples_seen})
+
+    def close(self, failed: bool) -> None:
+        self._run.finish(exit_code=int(failed))
+
+
+def _read(path: str) -> dict[str, Any]:
     try:
-        return float(json.loads(line).get("samples_seen", 0))
-    except (ValueError, AttributeError):
+        with open(path, encoding="utf-8") as file:
+            return dict(json.load(file))
+    except (OSError, ValueError):
+        return {}
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _samples_seen(line: bytes) -> float | None:
+    """The samples_seen of a line; infinity for one that is not a JSON object, None for one without."""
+    try:
+        seen = json.loads(line).get("samples_seen")
+        return None if seen is None else float(seen)
+    except (ValueError, TypeError, AttributeError):
         return float("inf")

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
+
+LOGGERS = ("tensorboard", "wandb")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +82,7 @@ class TrainSettings:
     )
     cache_gb: float = 100.0  # of remote shards kept there at most
     parallel: str = "auto"  # "ddp", "fsdp", or by the number of parameters
-    compile: str = "auto"  # "on", "off", or on where there is a GPU
+    compile: Literal["auto", "on", "off"] = "auto"  # "on", "off", or on where there is a GPU
     activation_checkpointing: bool = False
     ema_decay: float = 0.0  # of an average of the weights, per step; 0: none is kept
     checkpoint_minutes: float = 10.0
@@ -89,36 +91,100 @@ class TrainSettings:
     loggers: tuple[str, ...] = ()  # besides metrics.jsonl: "tensorboard", "wandb"
     log_every_steps: int = 10
     max_bad_frac: float = 0.01  # share of undecodable samples past which the run stops
+    stuck_steps: int = (
+        2_000  # steps (and twice the warm-up) at the loss of guessing until it stops; 0: never
+    )
     phase: tuple[Phase, ...] = ()
 
 
-def check(settings: TrainSettings) -> None:
-    """Raise ValueError ("where: what. hint: ...") for values no run can use. Reads nothing."""
+def check(settings: TrainSettings, ranks: int = 0) -> None:
+    """Raise ValueError ("where: what. hint: ...") for values no run can use. Reads nothing.
+
+    With ``ranks``, also for batches that don't divide over so many.
+    """
     if not settings.phase or not settings.shards:
         raise ValueError(
             "train: no phase or no shards. hint: add a [[train.phase]], and `shards` or a [curate] table"
         )
-    if settings.precision not in ("bf16", "fp32"):
-        raise ValueError(f'train.precision = {settings.precision!r}. hint: "bf16" or "fp32"')
-    _in_range("train", settings, "at least 0", 0, "workers", "checkpoint_minutes")
+    _one_of("train", settings, "precision", "bf16", "fp32")
+    _one_of("train", settings, "augment", "worker", "device")
+    _one_of("train", settings, "parallel", "auto", "ddp", "fsdp")
+    _one_of("train", settings, "compile", "auto", "on", "off")
+    for logger in settings.loggers:
+        if logger not in LOGGERS:
+            raise ValueError(f"train.loggers = {logger!r}. hint: any of {', '.join(LOGGERS)}")
+    buckets = settings.text_buckets
+    if list(buckets) != sorted(set(buckets)) or any(length < 2 for length in buckets):
+        raise ValueError(
+            f"train.text_buckets = {list(buckets)}. hint: lengths in tokens, rising, of 2 or more; [] pads to the full length"
+        )
+    at_least_0 = ("workers", "checkpoint_minutes", "keep_every_samples", "stuck_steps")
+    _in_range("train", settings, "at least 0", 0, *at_least_0)
     _in_range("train", settings, "at least 1", 1, "keep_checkpoints", "log_every_steps")
     _in_range("train", settings, "a share between 0 and 1", 0, "max_bad_frac", high=1)
+    _in_range("train", settings, "gigabytes, above 0", 1e-6, "cache_gb")
+    _in_range("train", settings, "from 0 (none) to just below 1", 0, "ema_decay", high=0.99999999)
+    _check_sidecars(settings.sidecar)
     for number, phase in enumerate(settings.phase):
-        where = f"train.phase.{number}"
-        _in_range(where, phase, "at least 1", 1, "samples", "global_batch")
-        _in_range(
-            where,
-            phase,
-            "at least 0",
-            0,
-            "lr",
-            "lr_end",
-            "warmup_samples",
-            "weight_decay",
-            "eps",
-            "grad_clip_norm",
+        _check_phase(f"train.phase.{number}", phase)
+    if ranks:
+        check_batches(settings, ranks)
+
+
+def check_batches(settings: TrainSettings, ranks: int) -> None:
+    """Raise ValueError, with the nearest that do, for batches that don't divide over so many ranks."""
+    for number, phase in enumerate(settings.phase):
+        _check_batch(f"train.phase.{number}", phase, ranks)
+
+
+def _check_phase(where: str, phase: Phase) -> None:
+    _in_range(where, phase, "at least 1", 1, "samples", "global_batch")
+    at_least_0 = ("lr", "lr_end", "warmup_samples", "weight_decay", "eps", "grad_clip_norm")
+    _in_range(where, phase, "at least 0", 0, *at_least_0, "micro_batch")
+    _in_range(where, phase, "from 0 to just below 1", 0, "beta1", "beta2", high=0.999999)
+
+
+def _check_batch(where: str, phase: Phase, ranks: int) -> None:
+    local, rest = divmod(phase.global_batch, ranks)
+    if rest:
+        legal = " or ".join(str(rows * ranks) for rows in (local, local + 1) if rows)
+        raise ValueError(
+            f"{where}.global_batch = {phase.global_batch} does not divide over {ranks} ranks, and every rank must "
+            f"have the same number of samples. hint: use a multiple of {ranks}, e.g. {legal}"
         )
-        _in_range(where, phase, "from 0 to just below 1", 0, "beta1", "beta2", high=0.999999)
+    if phase.micro_batch and local % min(phase.micro_batch, local):
+        divisors = [n for n in range(1, local + 1) if local % n == 0]
+        nearest = min(divisors, key=lambda n: (abs(n - phase.micro_batch), -n))
+        raise ValueError(
+            f"{where}.micro_batch = {phase.micro_batch} does not divide the {local} rows that each of {ranks} ranks has. "
+            f"hint: e.g. {nearest}"
+        )
+
+
+def _check_sidecars(sidecars: tuple[Sidecar, ...]) -> None:
+    names: set[str] = set()
+    for number, sidecar in enumerate(sidecars):
+        where = f"train.sidecar.{number}"
+        _one_of(where, sidecar, "use", "captions", "caption", "keep", "features")
+        _one_of(where, sidecar, "missing", "keep", "drop")
+        if not sidecar.path:
+            raise ValueError(f"{where}.path is empty. hint: a parquet file, a folder of them, or a glob")  # fmt: skip
+        if sidecar.use != "features" and sidecar.name:
+            raise ValueError(
+                f'{where}.name = {sidecar.name!r} with use = {sidecar.use!r}. hint: only use = "features" has a name'
+            )
+        if sidecar.use == "features":
+            name = sidecar.name or sidecar.column or sidecar.use
+            if name in names:
+                raise ValueError(f"{where}: two sidecars give features {name!r}. hint: set `name` of one")  # fmt: skip
+            names.add(name)
+
+
+def _one_of(where: str, thing: Any, name: str, *legal: str) -> None:
+    if getattr(thing, name) not in legal:
+        words = [f'"{value}"' for value in legal]
+        hint = f"{', '.join(words[:-1])} or {words[-1]}"
+        raise ValueError(f"{where}.{name} = {getattr(thing, name)!r}. hint: {hint}")
 
 
 def _in_range(

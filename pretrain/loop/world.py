@@ -2,16 +2,16 @@
 
 Uses the process group that a launcher (torchrun, Ray Train) made, or makes one from RANK and
 WORLD_SIZE: NCCL where there is CUDA, gloo elsewhere. Agreement goes over gloo on the CPU, so asking
-"shall we stop?" at every step never waits for the GPU.
+"shall we stop?" at every step never waits for the GPU, nor (`Poll`) for another rank.
 """
 
 from __future__ import annotations
 
 import atexit
 import os
-import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -19,6 +19,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from pretrain.objective.base import Comm, DistributedComm
+
+START_MINUTES = 10.0  # for all ranks to come; what they exchange later has torch's own limits
 
 
 @dataclass(frozen=True)
@@ -37,27 +39,25 @@ class World:
     def comm(self) -> Comm:
         return DistributedComm() if self.size > 1 else Comm()
 
-    def wrap(self, encoder: nn.Module) -> nn.Module:
-        """The encoder behind DDP, or as it is with one rank or where nothing in it trains."""
-        if self.size == 1 or not any(p.requires_grad for p in encoder.parameters()):
-            return encoder
-        ids = [self.device] if self.device.type == "cuda" else None
-        with warnings.catch_warnings():
-            # Newer torch has another word for it, which the oldest we support does not know.
-            warnings.filterwarnings("ignore", "`broadcast_buffers`", FutureWarning)
-            return nn.parallel.DistributedDataParallel(
-                encoder, device_ids=ids, broadcast_buffers=False
-            )
-
     def average_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
-        """Mean over ranks of gradients that stand outside DDP. A missing one counts as zero."""
-        if self.size == 1:
-            return
+        """Mean over ranks of gradients that stand outside DDP. A missing one becomes zero, with one rank too.
+
+        One exchange for all parameters of a type. Does not wait for the device.
+        """
+        by_type: dict[torch.dtype, list[Tensor]] = {}
         for parameter in parameters:
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-            dist.all_reduce(parameter.grad)
-            parameter.grad /= self.size
+            if parameter.requires_grad:
+                if parameter.grad is None:
+                    parameter.grad = torch.zeros_like(parameter)
+                by_type.setdefault(parameter.grad.dtype, []).append(parameter.grad)
+        for gradients in by_type.values() if self.size > 1 else ():
+            joined = torch.cat([gradient.reshape(-1) for gradient in gradients])
+            dist.all_reduce(joined)
+            joined /= self.size
+            parts = joined.split([gradient.numel() for gradient in gradients])
+            torch._foreach_copy_(
+                gradients, [part.view_as(g) for part, g in zip(parts, gradients, strict=True)]
+            )
 
     def mean(self, figures: Sequence[Tensor]) -> list[float]:
         """Each scalar's mean over ranks. Waits for the device."""
@@ -85,6 +85,46 @@ class World:
         return [bool(flag) for flag in found]
 
 
+class Poll:
+    """Asks every rank the same questions after each step, without waiting for the slowest.
+
+    An answer is that of the step before, when several ranks are asked: they exchange their flags
+    while they go on. So all act at the same step, one after the flag was set. A flag whose answer is
+    under way is not set a second time. With one rank the answer is the present one.
+    """
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.under_way: tuple[Any, Tensor] | None = None
+        self.own: tuple[bool, ...] = ()  # this rank's flags that are under way
+
+    def ask(self, *flags: bool) -> list[bool]:
+        """For each flag, whether it was set on any rank at the last call."""
+        if self.world.size == 1:
+            return list(flags)
+        answer = self._answer(len(flags))
+        before = self.own or (False,) * len(flags)
+        self.own = tuple(flag and not old for flag, old in zip(flags, before, strict=True))
+        asked = torch.tensor(self.own, dtype=torch.int32)
+        sent = dist.all_reduce(
+            asked, op=dist.ReduceOp.MAX, group=self.world.agreement, async_op=True
+        )
+        self.under_way = sent, asked
+        return answer
+
+    def end(self) -> None:
+        """Wait for what is under way; called before ranks exchange anything else for good."""
+        self._answer(0)
+
+    def _answer(self, flags: int) -> list[bool]:
+        if self.under_way is None:
+            return [False] * flags
+        sent, asked = self.under_way
+        sent.wait()
+        self.under_way = None
+        return [bool(flag) for flag in asked.tolist()]
+
+
 def join() -> World:
     """This process's place in the run. All ranks call it together.
 
@@ -103,9 +143,23 @@ def join() -> World:
     if size == 1:
         return World(0, 1, device)
     if not dist.is_initialized():
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        _meet("nccl" if device.type == "cuda" else "gloo", size)
         atexit.register(_leave)
     return World(dist.get_rank(), size, device, dist.new_group(backend="gloo"))
+
+
+def _meet(backend: str, size: int) -> None:
+    """The process group, over a store at which all ranks must have come in time. Raises TimeoutError."""
+    limit = timedelta(minutes=START_MINUTES)
+    try:
+        store, rank, size = next(dist.rendezvous("env://", timeout=limit))
+        store.set_timeout(limit)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+    except dist.DistStoreError as fault:
+        raise TimeoutError(
+            f"not all of {size} ranks came within {START_MINUTES:g} minutes ({fault}). "
+            "hint: look at the other ranks' messages, and at MASTER_ADDR and MASTER_PORT"
+        ) from fault
 
 
 def _leave() -> None:

@@ -1,11 +1,17 @@
+import time
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from pretrain.loop import checkpoint, parallel
 from pretrain.loop.job import Cursor, Job, TrainingStopped, phase_end
 from pretrain.loop.settings import Phase, ShardSource, TrainSettings
 from pretrain.loop.world import World
 from pretrain.model.tweak.freeze import Freeze
+from pretrain.model.tweak.resolution import Resolution
 from pretrain.objective.infonce import InfoNCE
+from pretrain.objective.sigmoid import Sigmoid
 from pretrain.stream.view.caption_mix import CaptionMix
 from pretrain.stream.view.crop import Crop
 from tests.tiny import scenes
@@ -24,9 +30,7 @@ def make(tmp_path):
             phase=phases,
         )
         world = World(0, 1, torch.device("cpu"))
-        return Job(
-            settings, world, seed=0, data_hash="", recipe_text="", resume=True, progress=None
-        )
+        return Job(settings, world, seed=0, data_hash="", recipe_text="", again=True, progress=None)
 
     return job
 
@@ -69,7 +73,7 @@ def test_tweaks_hold_for_their_phase_only(make):
 def test_views_that_do_not_serve_the_objective_are_refused(make):
     with pytest.raises(
         ValueError,
-        match=r"train.phase.0: needs \['text:pooled'\], views give \['image:pooled'\]. hint:",
+        match=r"train.phase.0: needs \['text:pooled'\], views and sidecars give \['image:pooled', 'image:tokens'\]. hint:",
     ):
         make(Phase(samples=8, global_batch=8, view=(Crop(),))).enter(0)
 
@@ -80,6 +84,97 @@ def test_two_views_of_one_name_are_refused(make):
         make(Phase(samples=8, global_batch=8, view=views)).enter(0)
 
 
+class Whole(InfoNCE):
+    """A term that looks at tokens, too."""
+
+    def __init__(self, **options) -> None:
+        super().__init__(**options)
+        self.needs |= {"text:tokens", "image:tokens"}
+
+
+def test_texts_are_split_by_length_unless_blocks_are_sharded_or_tokens_wanted(make, monkeypatch):
+    job = make(Phase(samples=8, global_batch=8))
+    job.enter(0)
+    assert job.stream.split
+    assert job.stream.buckets
+    job = make(Phase(samples=8, global_batch=8, objective=((1.0, Whole()),)))
+    job.enter(0)
+    assert job.stream.buckets == ()
+    monkeypatch.setattr(parallel, "is_sharded", lambda model: True)
+    job = make(Phase(samples=8, global_batch=8))
+    job.enter(0)
+    assert not job.stream.split
+
+
+def test_each_phase_has_masks_of_its_own(make):
+    job = make(Phase(samples=8, global_batch=8), Phase(samples=8, global_batch=8))
+    keys = [job.enter(number) and job.encoder.draw_key for number in (0, 1, 0)]
+    assert keys[0] == keys[2] != keys[1]
+
+
+def test_sharded_towers_keep_their_name_and_scale_in_the_next_phase(make, monkeypatch):
+    job = make(
+        Phase(samples=8, global_batch=8, tweak=(Resolution(image_size=48),)),
+        Phase(samples=8, global_batch=8),
+    )
+    job.enter(0)
+    before = job.encoder
+    before.pretrained_logit_scale = 33.0
+    before.mean.add_(1)
+    monkeypatch.setattr(parallel, "is_sharded", lambda model: True)
+    job.enter(1)
+    assert job.encoder is not before
+    assert (job.encoder.name, job.encoder.image_size) == (before.name, 48)
+    assert job.encoder.pretrained_logit_scale == 33
+    assert torch.equal(job.encoder.mean, before.mean)
+
+
+def test_the_pretrained_scale_is_there_after_a_resume_for_terms_that_start_later(make):
+    phases = [
+        Phase(samples=8, global_batch=8, objective=((1.0, term),))
+        for term in (Sigmoid(), InfoNCE(init_temperature=0.0))
+    ]
+    job = make(*phases)
+    job.encoder.pretrained_logit_scale = 33.0
+    job.enter(0)
+    job.cursor.samples_seen = job.cursor.phase_samples = 8
+    job.save()
+    again = make(*phases)
+    again.enter(0)
+    again.enter(1)
+    assert float(again.logit_scale()) == pytest.approx(33)
+
+
+def test_a_longer_phase_ends_later_and_a_shorter_one_now():
+    cursor = Cursor(samples_seen=48, phase_samples=48)
+    assert phase_end(cursor, Phase(samples=48, global_batch=20)) == 48
+    assert phase_end(cursor, Phase(samples=50, global_batch=20)) == 68
+    assert phase_end(cursor, Phase(samples=16, global_batch=20)) == 48
+
+
+def test_what_is_saved_is_the_state_of_the_step_though_training_goes_on(make):
+    job = make(Phase(samples=8, global_batch=8))
+    job.enter(0)
+    job.cursor.samples_seen = 8
+    before = job.encoder.clip.text_projection.detach().clone()
+    path = job.save(wait=False)
+    with torch.no_grad():
+        job.encoder.clip.text_projection += 1
+    job.writer.wait()
+    saved = checkpoint.read(path)
+    assert torch.equal(saved["state_dict"]["text_projection"], before)
+    assert saved["state_dict"]["logit_scale"].exp().item() == pytest.approx(1 / 0.07)
+    assert job.save() == path  # of the same point there is one
+
+
+def test_a_checkpoint_is_asked_for_once_by_the_clock(make):
+    job = make(Phase(samples=8, global_batch=8))
+    assert not job.is_due()
+    job.saved_at_s -= 3600
+    assert job.is_due()
+    assert not job.is_due()
+
+
 def test_weights_that_are_not_finite_are_not_saved(make):
     job = make(Phase(samples=8, global_batch=8))
     job.enter(0)
@@ -87,3 +182,14 @@ def test_weights_that_are_not_finite_are_not_saved(make):
         job.encoder.clip.text_projection[0, 0] = float("nan")
     with pytest.raises(TrainingStopped, match=r"not finite. hint: lower lr"):
         job.save()
+
+
+def test_a_fault_of_the_writer_asks_for_a_checkpoint_before_the_clock_does():
+    """So that it is raised at the next step, not minutes later."""
+    settings = SimpleNamespace(checkpoint_minutes=10)
+    for first, failed in ((True, True), (True, False), (False, True)):
+        job = SimpleNamespace(
+            settings=settings, saved_at_s=time.monotonic(), world=SimpleNamespace(is_first=first),
+            writer=SimpleNamespace(failed=failed),
+        )  # fmt: skip
+        assert Job.is_due(job) is (first and failed)

@@ -1,5 +1,9 @@
 import json
+from importlib.util import find_spec
 
+import pytest
+
+from pretrain.loop import log as log_module
 from pretrain.loop.log import MetricsLog
 
 
@@ -22,7 +26,13 @@ def test_lines_are_appended_and_beyond_the_cursor_are_cut(tmp_path):
 
 def test_half_a_line_of_a_killed_process_is_cut(tmp_path):
     path = tmp_path / "metrics.jsonl"
-    for torn in ('{"samples_seen": 20', "\n", "[1]\n"):
+    for torn in (
+        '{"samples_seen": 20',
+        "\n",
+        "[1]\n",
+        '{"samples_seen": "a"}\n',
+        '{"samples_seen": [2]}\n',
+    ):
         path.write_text('{"samples_seen": 10}\n' + torn)
         MetricsLog(str(path)).rewind(100)
         assert lines(path) == [{"samples_seen": 10}]
@@ -33,3 +43,120 @@ def test_figures_of_evaluations_stay_unless_they_belong_to_what_is_cut(tmp_path)
     path.write_text('{"samples_seen": 10}\n{"eval": "a"}\n{"samples_seen": 20}\n{"eval": "b"}\n')
     MetricsLog(str(path)).rewind(10)
     assert lines(path) == [{"samples_seen": 10}, {"eval": "a"}]
+    older = {"eval": "c", "samples_seen": 10}  # made when the run stood at 20 already
+    path.write_text('{"samples_seen": 10}\n{"samples_seen": 20}\n' + json.dumps(older) + "\n")
+    MetricsLog(str(path)).rewind(10)
+    assert lines(path) == [{"samples_seen": 10}, older]
+
+
+def test_figures_that_are_not_finite_are_null(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    figures = {"loss": float("nan"), "grad_norm_image": float("inf"), "lr": 0.5}
+    MetricsLog(str(path)).write({"samples_seen": 10, **figures})
+    assert json.loads(path.read_text(), parse_constant=pytest.fail) == {
+        "samples_seen": 10, "loss": None, "grad_norm_image": None, "lr": 0.5,
+    }  # fmt: skip
+
+
+def test_followers_get_the_numbers_by_samples(tmp_path):
+    class Heard:
+        def __init__(self) -> None:
+            self.lines: list[tuple[int, dict]] = []
+            self.failed = None
+
+        def write(self, figures, samples_seen):
+            self.lines.append((samples_seen, figures))
+
+        def close(self, failed):
+            self.failed = failed
+
+    log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+    heard = Heard()
+    log.trackers.append(heard)
+    log.write(
+        {"samples_seen": 10, "step": 1, "loss": 0.5, "mfu": None, "bottleneck": "compute-bound"}
+    )
+    log.close(failed=True)
+    assert heard.lines == [(10, {"step": 1.0, "loss": 0.5})]
+    assert heard.failed
+    assert lines(tmp_path / "metrics.jsonl")[0]["mfu"] is None
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_shows_nothing_beyond_the_point_of_a_resume(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    # The second attempt resumes a run that was killed before its first checkpoint.
+    for start, steps, resumed in (
+        (0, (10, 50), False),
+        (0, (10, 20, 30), True),
+        (20, (30, 40), True),
+    ):
+        log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+        log.follow(("tensorboard",), start, {"lr": 0.1}, resumed=resumed)
+        for step in steps:
+            log.write({"samples_seen": step, "loss": step + start / 100})
+        log.close()
+    found = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("loss")
+    assert [(event.step, round(event.value, 1)) for event in found] == [
+        (10, 10.0), (20, 20.0), (30, 30.2), (40, 40.2),
+    ]  # fmt: skip
+
+
+def test_a_logger_that_is_not_there_is_told_before_the_run(monkeypatch):
+    with pytest.raises(ValueError, match=r"no logger 'mlflow'. hint: tensorboard or wandb"):
+        log_module.check(("mlflow",))
+    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
+    for name in ("tensorboard", "wandb"):
+        with pytest.raises(ValueError, match=rf"{name} is not installed. hint: pip install"):
+            log_module.check((name,))
+
+
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_goes_on_with_the_same_run(tmp_path, monkeypatch):
+    """A stand-in for the service: what is asked of it, and that a run that began anew has a new id."""
+    import wandb
+
+    asked, runs = [], []
+
+    class Run:
+        def __init__(self, id):
+            self.id, self.lines, self.code = id, [], None
+
+        def define_metric(self, *names, **how):
+            pass
+
+        def log(self, figures):
+            self.lines.append(figures)
+
+        def finish(self, exit_code):
+            self.code = exit_code
+
+    def init(**options):
+        asked.append(options)
+        runs.append(Run(options["id"] or f"id{len(asked)}"))
+        return runs[-1]
+
+    monkeypatch.setattr(wandb, "init", init)
+    for samples_seen, resumed in ((0, False), (20, True), (0, True), (0, False)):
+        log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+        log.follow(("wandb",), samples_seen, {"phase.0.lr": 0.1}, resumed=resumed)
+        log.write({"samples_seen": samples_seen + 10, "loss": 0.5})
+        log.close()
+    assert [options["id"] for options in asked] == [None, "id1", "id1", None]
+    assert asked[1]["resume"] == "allow"
+    assert asked[0]["config"]["phase.0.lr"] == 0.1
+    assert runs[1].lines == [{"loss": 0.5, "samples_seen": 30}]
+    assert [run.code for run in runs] == [0, 0, 0, 0]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("wandb") is None, reason="wandb is not installed")
+def test_wandb_itself_offline(tmp_path, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+    log.follow(("wandb",), 0, {"phase.0.lr": 0.1})
+    log.write({"samples_seen": 10, "loss": 0.5})
+    log.close()
+    (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
+    assert json.loads((tmp_path / "wandb.json").read_text())["id"] in path.name

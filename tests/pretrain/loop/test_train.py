@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 
 from pretrain.loop import checkpoint, train
 from pretrain.loop.job import TrainingStopped
+from pretrain.loop.meter import TIMED
 from pretrain.loop.settings import Phase, ShardSource, TrainSettings
 from pretrain.model import encoder as towers
 from pretrain.model.tweak.freeze import Freeze
@@ -41,9 +43,8 @@ def settings(world: Path, out: Path, *phases: Phase, **change) -> TrainSettings:
     return TrainSettings(
         model=str(world / "tiny_32.json"),
         out=str(out),
-        shards=(ShardSource(path=str(world / "shards")),),
         phase=phases or (phase(),),
-        **options,
+        **{"shards": (ShardSource(path=str(world / "shards")),), **options},
     )
 
 
@@ -65,10 +66,7 @@ def lines(out: Path) -> list[dict]:
 
 def figures(out: Path) -> list[dict]:
     """Every line without what is timed."""
-    return [
-        {k: v for k, v in line.items() if k not in ("samples_per_s", "data_wait_frac")}
-        for line in lines(out)
-    ]
+    return [{k: v for k, v in line.items() if k not in TIMED} for line in lines(out)]
 
 
 def weights(path: str) -> dict[str, torch.Tensor]:
@@ -217,11 +215,11 @@ def test_a_used_folder_and_a_changed_run_are_refused(world, undisturbed, tmp_pat
         train.run(changed, seed=0, resume=True)
     with pytest.raises(ValueError, match="seed: checkpoint has 0, now 1"):
         train.run(good, seed=1, resume=True)
-    with pytest.raises(ValueError, match="data manifest: checkpoint has abc, now xyz"):
+    with pytest.raises(ValueError, match="data: checkpoint has manifest abc, now xyz"):
         train.run(good, seed=0, data_hash="xyz", resume=True)
     other = scenes.write_shards(tmp_path / "shards", 40, rewrite_count=2)
     with pytest.raises(
-        ValueError, match="shards: their content is not what the checkpoint was trained on"
+        ValueError, match="data: the content of shards or sidecars is not what the checkpoint was"
     ):
         train.run(
             dataclasses.replace(good, shards=(ShardSource(path=str(other)),)), seed=0, resume=True
@@ -230,12 +228,66 @@ def test_a_used_folder_and_a_changed_run_are_refused(world, undisturbed, tmp_pat
         train.run(dataclasses.replace(good, out="s3://bucket/run"), seed=0)
 
 
+def test_a_change_that_is_allowed_goes_on_and_is_written_down(world, tmp_path, caplog):
+    short = phase(samples=3 * BATCH, weight_decay=0.2)
+    train.run(settings(world, tmp_path, short, ema_decay=0.9), seed=0, recipe_text="# short\n")
+    # Longer, with another decay, and batches of another size from here on.
+    longer = phase(samples=9 * BATCH, weight_decay=0.01, global_batch=2 * BATCH)
+    told = settings(world, tmp_path, longer, ema_decay=0.9, compile="off")
+    with pytest.raises(ValueError, match=r"--allow-change phase.0.global_batch"):
+        train.run(told, seed=0, resume=True, allow_changes=["phase.0.samples"])
+    result = train.run(
+        told,
+        seed=0,
+        resume=True,
+        recipe_text="# longer\n",
+        allow_changes=["phase.0", "no.such"],
+    )
+    assert (result.samples_seen, result.interrupted) == (9 * BATCH, False)
+    assert "--allow-change no.such: nothing of that name changed" in caplog.text
+    found = lines(tmp_path)
+    assert [line.get("step", "note") for line in found] == [1, 2, 3, "note", 4, 5, 6]
+    assert found[3]["changed"]["phase.0.weight_decay"] == "checkpoint has 0.2, now 0.01"
+    saved = checkpoint.read(result.checkpoint)
+    assert saved["history"] == [found[3]]
+    assert [group["weight_decay"] for group in saved["optimizer"]["param_groups"]] == [0.01, 0.0]
+    assert (tmp_path / "recipe.toml").read_text() == "# longer\n"
+    again = train.run(told, seed=0, resume=True)  # it is now the run's own
+    assert again.checkpoint == result.checkpoint
+
+
+def test_a_change_that_can_not_be_gone_on_with_is_said(world, tmp_path):
+    train.run(settings(world, tmp_path, phase(samples=2 * BATCH)), seed=0)
+    frozen = phase(samples=4 * BATCH, tweak=(Freeze(tower="text"),))
+    with pytest.raises(ValueError, match=r"does not fit the run as it is now: .*hint: put another"):
+        train.run(settings(world, tmp_path, frozen), seed=0, resume=True, allow_changes=["phase"])
+
+
+def test_milestones_stay_whatever_comes_after(world, tmp_path):
+    told = settings(world, tmp_path, keep_every_samples=2 * BATCH, keep_checkpoints=1)
+    train.run(told, seed=0)
+    kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt"))
+    assert kept == [f"samples-{n * BATCH:012d}.pt" for n in (2, 4, 6)]
+
+
+def test_a_checkpoint_that_can_not_be_written_stops_the_run_with_its_reason(
+    world, tmp_path, monkeypatch
+):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(checkpoint, "save", full)
+    with pytest.raises(TrainingStopped, match=r"no checkpoint can be .*No space left.*hint: make"):
+        train.run(settings(world, tmp_path, checkpoint_minutes=0.0), seed=0)
+    assert len(lines(tmp_path)) <= 3
+
+
 def test_resume_of_an_empty_folder_begins(world, tmp_path):
     result = train.run(settings(world, tmp_path / "new", phase(samples=BATCH)), seed=0, resume=True)
     assert result.samples_seen == BATCH
 
 
-def test_bad_samples_are_replaced_counted_and_said(world, tmp_path):
+def test_bad_samples_are_replaced_counted_and_said(world, tmp_path, caplog):
     scenes.write_shards(
         tmp_path / "shards", 40, change=lambda n, m: [("png", b"x"), *m[1:]] if n == 5 else m
     )
@@ -245,6 +297,32 @@ def test_bad_samples_are_replaced_counted_and_said(world, tmp_path):
     )
     assert result.bad == {"picture.not_decodable": 2}  # 80 samples are two epochs of 40
     assert lines(tmp_path / "out")[-1]["bad_samples"] == 2
+    assert lines(tmp_path / "out")[-1]["bad_by_kind"] == {"picture.not_decodable": 2}
+    said = lines(tmp_path / "out")[-1]["bad_examples"]["picture.not_decodable"]
+    where = rf"00000.tar: sample {scenes.uid(5)}: its picture at byte \d+: "
+    assert re.match(where, said)
+    assert [r.message for r in caplog.records] == [f"bad sample (picture.not_decodable): {said}"]
+
+
+def test_a_set_that_lost_much_is_refused_and_its_damage_named(world, tmp_path, caplog):
+    folder = scenes.write_shards(tmp_path / "shards", 40)
+    (folder / "index.parquet").unlink()
+    for name in ("00000.tar", "00001.tar"):
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[: len(content) // 10])
+    source = (ShardSource(path=str(folder)),)
+    told = settings(world, tmp_path / "out", phase(samples=BATCH), shards=source)
+    message = (
+        r"samples are lost, more than max_bad_frac = 0.01: 00000.tar: .*; 00001.tar: .*hint: repair"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.run(told, seed=0)
+    assert not (tmp_path / "out" / "metrics.jsonl").exists()
+    result = train.run(dataclasses.replace(told, max_bad_frac=1.0), seed=0)
+    assert result.samples_seen == BATCH
+    size = (folder / "00001.tar").stat().st_size
+    named = rf"00001.tar: bytes \d+ to {size} hold no sample: .*byte.*; what follows is lost"
+    assert sum(bool(re.fullmatch(named, r.message)) for r in caplog.records) == 1
 
 
 @pytest.mark.parametrize(

@@ -1,23 +1,24 @@
-"""One rank; two ranks are in tests/pretrain/objective/test_base.py, where they are spawned once."""
+"""One rank; several are in test_parallel.py and test_gradients.py, where they are started once."""
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from pretrain.loop.world import World, join
+from pretrain.loop.world import Poll, World, join
 
 ALONE = World(0, 1, torch.device("cpu"))
 
 
 def test_alone_everything_is_the_identity():
     layer = nn.Linear(2, 2)
-    assert ALONE.wrap(layer) is layer
     assert ALONE.mean([torch.tensor(2.0), torch.tensor(4)]) == [2.0, 4.0]
     assert ALONE.gather({"a": 1}) == [{"a": 1}]
     assert ALONE.any(True, False) == [True, False]
+    assert Poll(ALONE).ask(True, False) == [True, False]
     ALONE.average_gradients(layer.parameters())
-    assert layer.weight.grad is None
+    assert layer.weight.grad is not None  # as of several ranks
+    assert not layer.weight.grad.any()
     assert ALONE.comm().world == 1
 
 
