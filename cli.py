@@ -6,105 +6,18 @@ is imported before a command needs it. Data go to stdout, talk goes to stderr.
 
 from __future__ import annotations
 
-import contextlib
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import click
 
-_SET = click.option(
-    "--set",
-    "overrides",
-    multiple=True,
-    metavar="KEY.PATH=VALUE",
-    help="Override one value of the recipe; may be given often.",
-)
-_RECIPE = click.argument("recipe")
-_TS = click.option(
-    "--t",
-    "ts",
-    default="",
-    metavar="5k,20k,...",
-    help="Thresholds of filter.metadata_balance to compare, a column each.",
-)
-_JSON = click.option("--json", "as_json", is_flag=True, help="Figures as JSON.")
-
-
-def _count(name: str, told: str, least: int = 0, **more: Any) -> Any:
-    """An option that is a whole number, ``least`` or more; left out it is ``least``."""
-    return click.option(
-        *name.split(), default=least, type=click.IntRange(min=least), help=told, **more
-    )
-
-
-def _place(command: Callable[..., Any]) -> Callable[..., Any]:
-    """The options that say where worker functions run."""
-    for option in (
-        _count("--workers", "CPUs of the local Ray; 0 means all."),
-        click.option("--address", default="", help="Join this Ray cluster (e.g. auto, or ray://host:10001)."),
-        click.option("--local", is_flag=True, help="Run in this process, without Ray."),
-    ):  # fmt: skip
-        command = option(command)
-    return command
-
-
-def _one_place(place: dict[str, Any]) -> dict[str, Any]:
-    """``place`` if it is one. Raises UsageError for options that say two."""
-    if place["local"] and (place["address"] or place["workers"]):
-        raise click.UsageError(
-            "--local runs in this process: it goes with neither --address nor --workers"
-        )
-    return place
-
-
-class _Group(click.Group):
-    """Turns the project's own exceptions into messages and exit codes (2 recipe, 1 run, 128+n signal)."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        from pipelines.errors import RecipeError, RunFailed, Stopped
-
-        try:
-            with _signals():
-                return super().invoke(ctx)
-        except (RecipeError, RunFailed) as fault:
-            click.echo(f"error: {fault}", err=True)
-            ctx.exit(fault.exit_code)
-        except (OSError, ImportError, EOFError) as fault:
-            # A full disk, a folder that became unreadable, a file that ends too early (click would
-            # say no more than "Aborted!"), a package that is not installed.
-            where = getattr(fault, "filename", None)
-            what = getattr(fault, "strerror", None) or fault
-            click.echo(f"error: {f'{where}: ' if where else ''}{what}", err=True)
-            ctx.exit(1)
-        except Stopped as stop:
-            click.echo(
-                "stopped. Everything committed is kept: the same command goes on from there (train: with --resume).",
-                err=True,
-            )
-            ctx.exit(stop.exit_code)
-
-
-@contextlib.contextmanager
-def _signals() -> Iterator[None]:
-    """SIGINT and SIGTERM end a run in an orderly way: workers are stopped, nothing half-written stays."""
-    from pipelines.errors import Stopped
-
-    def stop(number: int, frame: Any) -> None:
-        raise Stopped(number)
-
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+from pipelines.command_line import JSON, RECIPE, SET, TS, Group, count, one_place, options, place
 
 
 @click.group(
-    cls=_Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+    cls=Group, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
 @click.version_option(package_name="clip-pipe", prog_name="clip-pipe")
 def main() -> None:
@@ -117,8 +30,8 @@ def main() -> None:
 
 
 @main.command()
-@_RECIPE
-@_SET
+@RECIPE
+@SET
 def check(recipe: str, overrides: tuple[str, ...]) -> None:
     """Check a recipe (keys, components, options, columns, files) without doing any work."""
     from pipelines import commands
@@ -127,18 +40,20 @@ def check(recipe: str, overrides: tuple[str, ...]) -> None:
 
 
 @main.command()
-@_RECIPE
-@_SET
-def plan(recipe: str, overrides: tuple[str, ...]) -> None:
-    """Print what would run, step by step, and what is done already."""
+@RECIPE
+@SET
+@options(("--gpu", "", "Predict time and memory of the training on this GPU, e.g. h200."))
+@count("--gpus", "On so many of them.", 1)
+def plan(recipe: str, overrides: tuple[str, ...], gpu: str, gpus: int) -> None:
+    """Print what would run, step by step, what is done already, and what a training would cost."""
     from pipelines import commands
 
-    click.echo(commands.plan(recipe, overrides))
+    click.echo(commands.plan(recipe, overrides, gpu=gpu, gpus=gpus))
 
 
 @main.command()
 @click.argument("what")
-@_SET
+@SET
 def show(what: str, overrides: tuple[str, ...]) -> None:
     """Print a recipe as resolved (after `extends` and --set), or a component's options."""
     from pipelines import commands
@@ -156,28 +71,28 @@ def list_(kind: str | None) -> None:
 
 
 @main.command()
-@_RECIPE
-@_SET
+@RECIPE
+@SET
 @click.option(
     "--retry",
     metavar="KIND,...",
     help="Ask rows again that failed so, and no others: http.5xx, timeout, dns, transient, ...",
 )
-@_place
+@place
 def curate(recipe: str, overrides: tuple[str, ...], retry: str | None, **place: Any) -> None:
     """Turn a recipe's source into shards. Run it again to go on after a crash."""
     from pipelines import commands
 
-    click.echo(commands.curate(recipe, overrides, retry=retry, **_one_place(place)))
+    click.echo(commands.curate(recipe, overrides, retry=retry, **one_place(place)))
 
 
 @main.command()
-@_RECIPE
-@_SET
-@_TS
-@_count("--probe", "Fetch N of the rows that would be downloaded, for their sizes.", metavar="N")
-@_place
-@_JSON
+@RECIPE
+@SET
+@TS
+@count("--probe", "Fetch N of the rows that would be downloaded, for their sizes.", metavar="N")
+@place
+@JSON
 def forecast(
     recipe: str, overrides: tuple[str, ...], ts: str, probe: int, as_json: bool, **place: Any
 ) -> None:
@@ -185,16 +100,16 @@ def forecast(
     from pipelines import commands
 
     told = commands.forecast(
-        recipe, overrides, ts=ts, probe=probe, as_json=as_json, **_one_place(place)
+        recipe, overrides, ts=ts, probe=probe, as_json=as_json, **one_place(place)
     )
     click.echo(told)
 
 
 @main.command()
 @click.argument("pool_or_recipe")
-@_SET
-@_TS
-@_JSON
+@SET
+@TS
+@JSON
 def whatif(pool_or_recipe: str, overrides: tuple[str, ...], ts: str, as_json: bool) -> None:
     """Print what other options of the filters would keep, from what the pool holds already."""
     from pipelines import commands
@@ -203,19 +118,23 @@ def whatif(pool_or_recipe: str, overrides: tuple[str, ...], ts: str, as_json: bo
 
 
 @main.command()
-@_RECIPE
-@_SET
-@_count("--nproc", "Ranks on this machine, one per GPU (torchrun).", 1)
-@_count("--ray ray_workers", "Ranks on a Ray cluster instead (Ray Train).")
+@RECIPE
+@SET
+@count("--nproc", "Ranks on this machine, one per GPU (torchrun).", 1)
+@count("--ray ray_workers", "Ranks on a Ray cluster instead (Ray Train).", 1, default=None)
 @click.option("--address", default="", help="With --ray: the cluster to join.")
-@click.option("--resume", is_flag=True, help="Go on from the newest whole checkpoint.")
+@options(
+    ("--resume", False, "Go on from the newest whole checkpoint."),
+    ("--allow-change", (), "With --resume: this setting may differ (phase.0.lr, phase.0, data)."),
+)
 def train(
     recipe: str,
     overrides: tuple[str, ...],
     nproc: int,
-    ray_workers: int,
+    ray_workers: int | None,
     address: str,
     resume: bool,
+    allow_change: tuple[str, ...],
 ) -> None:
     """Train on a recipe's shards."""
     from pipelines import commands
@@ -226,30 +145,36 @@ def train(
         )
     if address and not ray_workers:
         raise click.UsageError("--address goes with --ray")
-    click.echo(
-        commands.train(
-            recipe, overrides, nproc=nproc, ray_workers=ray_workers, address=address, resume=resume
-        )
-    )
+    if allow_change and not resume:
+        raise click.UsageError("--allow-change goes with --resume")
+    told = commands.train(
+        recipe, overrides, nproc=nproc, ray_workers=ray_workers or 0, address=address, resume=resume, allow=allow_change,
+    )  # fmt: skip
+    click.echo(told, nl=bool(told))
 
 
 @main.command(name="eval")
-@_RECIPE
-@_SET
+@RECIPE
+@SET
 @click.option(
     "--checkpoint", default="", help="A checkpoint; the newest of the recipe's run if left out."
 )
-@click.option("--json", "as_json", is_flag=True, help="Figures as JSON.")
-def eval_(recipe: str, overrides: tuple[str, ...], checkpoint: str, as_json: bool) -> None:
+@click.option("--ema", is_flag=True, help="Its averaged weights (train.ema_decay) instead.")
+@JSON
+def eval_(
+    recipe: str, overrides: tuple[str, ...], checkpoint: str, ema: bool, as_json: bool
+) -> None:
     """Evaluate a trained model with the recipe's evaluations."""
     from pipelines import commands
 
-    click.echo(commands.evaluate(recipe, overrides, checkpoint=checkpoint, as_json=as_json))
+    click.echo(
+        commands.evaluate(recipe, overrides, checkpoint=checkpoint, ema=ema, as_json=as_json)
+    )
 
 
 @main.command()
-@_RECIPE
-@_SET
+@RECIPE
+@SET
 def report(recipe: str, overrides: tuple[str, ...]) -> None:
     """Write the HTML report of a recipe's shards and training run again."""
     from pipelines import commands
@@ -257,24 +182,44 @@ def report(recipe: str, overrides: tuple[str, ...]) -> None:
     click.echo(commands.report(recipe, overrides))
 
 
-def _options(*rows: tuple[str, Any, str]) -> Callable[[Any], Any]:
-    """Options by rows of (flag, default, help): a default () may be given often, False makes a switch.
+@main.group()
+def checkpoint() -> None:
+    """Look into checkpoints: are they whole, how do two differ; and average their weights."""
 
-    Whole numbers are 0 or more.
-    """
 
-    def added(command: Any) -> Any:
-        for flag, default, words in reversed(rows):
-            more: dict[str, Any] = {"is_flag": default is False, "multiple": default == ()}
-            if type(default) is int:
-                more["type"] = click.IntRange(min=0)
-            shown = default not in ("", (), 0, False)
-            command = click.option(flag, default=default, help=words, show_default=shown, **more)(
-                command
-            )
-        return command
+@checkpoint.command(name="verify")
+@click.argument("paths", nargs=-1, required=True)
+def checkpoint_verify(paths: tuple[str, ...]) -> None:
+    """Check files, or all of a run's: bytes, that they load, finite figures. Exits 1 if one is bad."""
+    from pipelines import commands
 
-    return added
+    text, fine = commands.checkpoint_verify(paths)
+    click.echo(text)
+    if not fine:
+        sys.exit(1)
+
+
+@checkpoint.command(name="diff")
+@click.argument("a")
+@click.argument("b")
+def checkpoint_diff(a: str, b: str) -> None:
+    """Compare two checkpoints (or the newest of two runs): settings, versions, data, every tensor."""
+    from pipelines import commands
+
+    click.echo(commands.checkpoint_diff(a, b))
+
+
+@checkpoint.command(name="average")
+@click.argument("paths", nargs=-1, required=True)
+@click.option(
+    "--out", required=True, help="The file to write, for eval --checkpoint and open_clip."
+)
+@count("--last", "The newest N of one run's instead of files.", metavar="N")
+def checkpoint_average(paths: tuple[str, ...], out: str, last: int) -> None:
+    """Average the weights of several checkpoints, each with the same share."""
+    from pipelines import commands
+
+    click.echo(commands.checkpoint_average(paths, out=out, last=last))
 
 
 @main.group()
@@ -284,7 +229,7 @@ def entries() -> None:
 
 @entries.command(name="build")
 @click.option("--out", required=True, help="The list: one entry per line, or JSON by its ending.")
-@_options(
+@options(
     ("--extend", "", "An old list: its lines come first and keep their ids."),
     ("--numbers", False, "The numbers 0 to 99."),
     ("--wordnet", "", "WordNet's folder of data files, or a list of its names."),
@@ -317,7 +262,7 @@ def entries_build(out: str, **options: Any) -> None:
     type=click.Choice(["spaced", "worldwide"]),
     help="How it is matched.",
 )
-@_options(
+@options(
     ("--json", False, "Every finding, as JSON."),
     ("--fix", "", "Write the list here with an empty line for each dead entry: ids stay."),
     ("--renumber", False, "With --fix: leave dead entries out instead; ids change."),
@@ -336,8 +281,8 @@ def entries_lint(path: str, rule: str, json: bool, fix: str, renumber: bool) -> 
 
 @main.command()
 @click.argument("caption")
-@_SET
-@_options(
+@SET
+@options(
     ("--recipe", "", "The recipe whose list, balance and pool are used."),
     ("--entries", "", "A list instead, or a folder with one per language."),
     ("--pool", "", "Take the entry counts of this pool."),
@@ -357,7 +302,7 @@ def explain(caption: str, json: bool, **options: Any) -> None:
 
 
 @main.command()
-@_options(
+@options(
     ("--out", "runs/demo", "Where the demo's world, pool, shards and models go."),
     ("--rows", 0, "Rows of the demo world; 0 means its default."),
     ("--samples", 0, "Training samples of each model; 0 means the default."),
@@ -369,7 +314,7 @@ def explain(caption: str, json: bool, **options: Any) -> None:
     show_default=True,
     help="Seed of the world, the curation and both trainings.",
 )
-@_count(
+@count(
     "--seeds", "Train each model with this many seeds and print the spread.", 1, show_default=True
 )
 def demo(out: str, rows: int, samples: int, seed: int, seeds: int) -> None:

@@ -14,7 +14,6 @@ from curate.contract import storage
 from pipelines import components, preflight, recipe, sharding
 from pipelines.errors import RecipeError, did_you_mean, split_hint
 from pipelines.plan import CurationPlan, plan_curation
-from pipelines.recipe import Recipe
 
 
 def check(name: str, overrides: Sequence[str] = ()) -> str:
@@ -39,24 +38,36 @@ def check(name: str, overrides: Sequence[str] = ()) -> str:
     return "\n".join(told)
 
 
-def plan(name: str, overrides: Sequence[str] = ()) -> str:
-    """The steps of a recipe, with what is done already."""
+def plan(name: str, overrides: Sequence[str] = (), *, gpu: str = "", gpus: int = 1) -> str:
+    """The steps of a recipe, with what is done already; of a training also time and memory on ``gpus``."""
+    from pipelines import plan_text
+
     loaded = recipe.load(name, overrides)
     lines = [f"recipe {loaded.name}  (seed {loaded.seed})"]
     if loaded.curate is not None:
-        lines += _plan_lines(plan_curation(loaded))
+        planned = plan_curation(loaded)
+        lines += plan_text.curation(planned, _slices(planned))
     if loaded.train is not None:
-        lines += _train_lines(loaded)
+        lines += plan_text.training(loaded, gpu, gpus)
     for component in loaded.evaluate:
-        lines.append(f"evaluate  {component.use}  {_options(component.options)}")
+        lines.append(f"evaluate  {component.use}  {plan_text.options(component.options)}")
     return "\n".join(lines)
 
 
 def show(what: str, overrides: Sequence[str] = ()) -> str:
     """A recipe resolved, as TOML; or a component's summary, its options and what they mean."""
+    head, _, rest = what.partition(".")  # `view.short_text` for `short_text`
+    if head in components.KINDS and rest in components.found(head):
+        what = rest
     kind = next((kind for kind in components.KINDS if what in components.found(kind)), None)
     if kind is None:
         uses = [use for one in components.KINDS for use in components.found(one)]
+        uses += [
+            f"{one}.{use}"
+            for one in components.KINDS
+            for use in components.found(one)
+            if "." not in use
+        ]
         near = difflib.get_close_matches(what, uses, n=1, cutoff=0.75)
         if near and "." in what and not what.endswith(".toml"):
             raise RecipeError(
@@ -248,21 +259,45 @@ def writable(where: str, folder: str) -> None:
 
 
 def train(
-    name: str, overrides: Sequence[str], *, nproc: int, ray_workers: int, address: str, resume: bool
-) -> str:
-    """Train; one JSON line with the final checkpoint."""
+    name: str, overrides: Sequence[str], *, nproc: int, ray_workers: int, address: str, resume: bool,
+    allow: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """Train; one JSON line with the final checkpoint. ``allow``: settings that may differ on resume."""
     from pipelines import launch
 
     return launch.train(
-        name, overrides, nproc=nproc, ray_workers=ray_workers, address=address, resume=resume
-    )
+        name, overrides, nproc=nproc, ray_workers=ray_workers, address=address, resume=resume, allow=allow,
+    )  # fmt: skip
 
 
-def evaluate(name: str, overrides: Sequence[str], *, checkpoint: str, as_json: bool) -> str:
+def evaluate(
+    name: str, overrides: Sequence[str], *, checkpoint: str, as_json: bool, ema: bool = False
+) -> str:
     """The recipe's evaluations of one checkpoint, as a table or as JSON."""
     from pipelines import launch
 
-    return launch.evaluate(recipe.load(name, overrides), checkpoint, as_json=as_json)
+    return launch.evaluate(recipe.load(name, overrides), checkpoint, as_json=as_json, ema=ema)
+
+
+def checkpoint_verify(paths: Sequence[str]) -> tuple[str, bool]:
+    """What checkpoints hold, and whether all of them are whole."""
+    from pipelines import checkpoints
+
+    return checkpoints.verify(paths)
+
+
+def checkpoint_diff(a: str, b: str) -> str:
+    """Where two checkpoints differ."""
+    from pipelines import checkpoints
+
+    return checkpoints.diff(a, b)
+
+
+def checkpoint_average(paths: Sequence[str], *, out: str, last: int) -> str:
+    """Average weights; one JSON line with the file and what it was made of."""
+    from pipelines import checkpoints
+
+    return checkpoints.average(paths, out=out, last=last)
 
 
 def report(name: str, overrides: Sequence[str]) -> str:
@@ -318,62 +353,3 @@ def _entry_texts(planned: CurationPlan) -> list[str] | None:
 
             return read_entries(stage.options["entries"])
     return None
-
-
-def _plan_lines(planned: CurationPlan) -> list[str]:
-    from pipelines import costs, curation, generations, intake
-
-    described = intake.check_pool(planned)
-    count = _slices(planned)
-    done_shards = sharding.check_folder(planned) is not None
-    known = costs.rows_known(planned, count)
-    lines = [
-        f"pool      {planned.pool_root}",
-        f"shards    {planned.shards_root}" + ("  (done)" if done_shards else ""),
-    ]
-    lines.append(
-        f"source    {planned.source.use}  {count} parts" + ("" if described else "  (new pool)")
-    )
-    for number, entry in enumerate(generations.entries_of(described, planned.recipe), start=1):
-        is_done = entry.get("finished") or done_shards
-        state = "done" if is_done else "stopped" if entry.get("stopped") else "to do"
-        lines.append(
-            f"retry {number:<3d} {state:5s} {', '.join(entry['kinds'])}  {entry['rows']:,} rows"
-        )
-    for number, step in enumerate(planned.steps, start=1):
-        how = "whole pool" if step.kind == "global" else "one pass"
-        lines.append(f"step {number:<4d} {how}")
-        for index in step.stages:
-            stage = planned.stages[index]
-            done = curation.parts_done(planned, stage, count) if described else 0
-            state = (
-                "done" if done == count else f"{done} of {count} parts done" if done else "to do"
-            )
-            lines.append(
-                f"          {stage.name:28s} {stage.fingerprint[:8]}  {state:18s} {_options(stage.options)}"
-            )
-            cost = "" if done == count else costs.plan_cost(planned, index, known)
-            lines += [f"          {'':28s} cost {cost}"] if cost else []
-    lines.append(
-        f"shard     {'done ' if done_shards else 'to do'} {planned.shard.use}  {planned.shard.fingerprint[:8]}  {_options(planned.shard.options)}"
-    )
-    return lines
-
-
-def _train_lines(loaded: Recipe) -> list[str]:
-    assert loaded.train is not None
-    lines = [f"train     {loaded.train.model} -> {loaded.train.out}"]
-    lines += [f"shards    {source.path}  weight {source.weight}" for source in loaded.train.shards]
-    for number, phase in enumerate(loaded.train.phase):
-        terms = ", ".join(component.use for component in phase.objective) or "infonce"
-        steps = -(-phase.samples // phase.global_batch)
-        lines.append(
-            f"phase {number:<3d} {phase.samples:,} samples, {steps:,} steps of {phase.global_batch:,}, lr {phase.lr}, objective {terms}"
-        )
-    return lines
-
-
-def _options(options: dict[str, Any]) -> str:
-    shown = {key: value for key, value in options.items() if value not in ("", (), None)}
-    text = " ".join(f"{key}={value}" for key, value in shown.items())
-    return text if len(text) <= 120 else text[:117] + "..."

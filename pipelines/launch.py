@@ -10,16 +10,13 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
-from pipelines import components, preflight, recipe
+from pipelines import components, live, preflight, ranks, recipe
 from pipelines.components import Component
 from pipelines.errors import RecipeError, RunFailed, Stopped, split_hint
 from pipelines.recipe import Recipe
@@ -27,30 +24,36 @@ from pretrain.loop.settings import Phase, TrainSettings
 
 _DEFAULT_VIEWS = (Component("crop"), Component("caption_mix"))
 _DEFAULT_OBJECTIVE = (Component("infonce"),)
-_CLI = Path(__file__).resolve().parent.parent / "cli.py"
 
 
 def train(
-    name: str, overrides: Sequence[str], *, nproc: int, ray_workers: int, address: str, resume: bool
-) -> str:
-    """Run or launch a training; one JSON line from rank 0. Raises RecipeError before any work."""
+    name: str, overrides: Sequence[str], *, nproc: int, ray_workers: int, address: str, resume: bool,
+    allow: Sequence[str] = (),
+) -> str:  # fmt: skip
+    """Run or launch a training; one JSON line from rank 0, "" from others. Raises RecipeError before any work.
+
+    ``allow`` names settings that may differ from those of the checkpoint that is resumed.
+    """
+    ranks.die_with_parent(os.environ)
+    ranks.from_slurm(os.environ)
+    launched = "RANK" in os.environ  # we are one of many already: torchrun's, srun's, or by hand
+    if launched and ray_workers:
+        raise RecipeError("--ray", "this process is a rank of another launcher already (RANK is set)",
+                          "start it once, from outside of torchrun and srun")  # fmt: skip
     loaded = recipe.load(name, overrides)
     settings = preflight.checked(loaded, resume)
-    world = ray_workers or nproc
-    for number, phase in enumerate(settings.phase):
-        if phase.global_batch % world:
-            raise RecipeError(
-                f"train.phase.{number}.global_batch", f"{phase.global_batch} does not divide by {world} ranks",
-                "every rank must have the same number of samples",
-            )  # fmt: skip
+    world = ray_workers or (int(os.environ.get("WORLD_SIZE", "1")) if launched else nproc)
+    preflight.check_ranks(settings, world)
     if ray_workers:
         from pipelines import run_ray
 
-        result = run_ray.train(loaded, ray_workers, address)
-    elif nproc > 1 and "RANK" not in os.environ:
-        return _torchrun(name, overrides, nproc, resume)
+        with live.following(settings):
+            result = run_ray.train(loaded, ray_workers, address, allow)
+    elif nproc > 1 and not launched:
+        with live.following(settings):
+            return ranks.torchrun(ranks.arguments(name, overrides, resume, allow), nproc)
     else:
-        result = run_rank(loaded, resume=resume)
+        result = run_rank(loaded, resume=resume, allow=allow)
     if int(os.environ.get("RANK", "0")) != 0:
         return ""
     from pipelines.report import written
@@ -79,6 +82,7 @@ def run_rank(
     resume: bool,
     progress: Callable[[dict[str, Any]], None] | None = None,
     stop_asked: Callable[[], bool] | None = None,
+    allow: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train in this process, as one rank of torchrun's or Ray's, or alone. Raises RunFailed, Stopped."""
     from pretrain.loop import train as loop
@@ -86,15 +90,17 @@ def run_rank(
     assert loaded.train is not None
     data_hash = fingerprint([preflight.data_hash_of(source.path) for source in loaded.train.shards])
     try:
-        result = loop.run(
-            built(loaded.train, loaded.seed),
-            seed=loaded.seed,
-            data_hash=data_hash,
-            recipe_text=recipe.to_toml(loaded),
-            resume=resume,
-            progress=progress or _say,
-            stop_asked=stop_asked,
-        )
+        with live.shown(loaded.train) as show:
+            result = loop.run(
+                built(loaded.train, loaded.seed),
+                seed=loaded.seed,
+                data_hash=data_hash,
+                recipe_text=recipe.to_toml(loaded),
+                resume=resume,
+                progress=progress or show,
+                stop_asked=stop_asked,
+                allow_changes=allow,
+            )
     except loop.TrainingStopped as fault:
         raise RunFailed(str(fault)) from fault
     except ValueError as fault:
@@ -114,7 +120,11 @@ def newest_checkpoint(loaded: Recipe) -> str:
     from pretrain.loop import checkpoint
 
     assert loaded.train is not None
-    found = checkpoint.newest(loaded.train.out)
+    try:
+        found = checkpoint.newest(loaded.train.out)
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError(f"train.out = {loaded.train.out!r}", what, hint) from fault
     if found is None:
         raise RecipeError(
             f"train.out = {loaded.train.out!r}",
@@ -124,8 +134,11 @@ def newest_checkpoint(loaded: Recipe) -> str:
     return str(found)
 
 
-def evaluate(loaded: Recipe, checkpoint_path: str, *, as_json: bool) -> str:
-    """Run the recipe's evaluations on one checkpoint; figures go to the run's metrics too."""
+def evaluate(loaded: Recipe, checkpoint_path: str, *, as_json: bool, ema: bool = False) -> str:
+    """Run the recipe's evaluations on one checkpoint; figures go to the run's metrics too.
+
+    ``ema``: on the averaged weights that lie in it.
+    """
     if not loaded.evaluate:
         raise RecipeError(
             loaded.path, "no [[evaluate]] table", 'add one with `use = "zero_shot"` and a path'
@@ -135,7 +148,7 @@ def evaluate(loaded: Recipe, checkpoint_path: str, *, as_json: bool) -> str:
     path = checkpoint_path or newest_checkpoint(loaded)
     if not storage.exists(path):
         raise RecipeError(f"--checkpoint {path}", "no such file")
-    figures = run_evaluations(loaded, path)
+    figures = run_evaluations(loaded, path, ema=ema)
     if as_json:
         return json.dumps({"checkpoint": path, "figures": figures}, indent=2)
     from pretrain.evaluate import table
@@ -143,7 +156,9 @@ def evaluate(loaded: Recipe, checkpoint_path: str, *, as_json: bool) -> str:
     return table.render(figures)
 
 
-def run_evaluations(loaded: Recipe, checkpoint_path: str) -> dict[str, dict[str, float]]:
+def run_evaluations(
+    loaded: Recipe, checkpoint_path: str, *, ema: bool = False
+) -> dict[str, dict[str, float]]:
     """Figures by evaluation name; each name is its ``set``'s or its path's, made unique."""
     from pretrain.evaluate import run
     from pretrain.model import encoder
@@ -164,7 +179,10 @@ def run_evaluations(loaded: Recipe, checkpoint_path: str) -> dict[str, dict[str,
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        model = encoder.load(checkpoint_path).to(device).eval()
+        model = encoder.load(checkpoint_path)
+        if ema:
+            model.load_weights(_averaged(checkpoint_path))
+        model = model.to(device).eval()
         # Another run's checkpoint is judged, but its figures are none of this run's.
         metrics = storage.join(loaded.train.out, "metrics.jsonl")
         folder = storage.join(loaded.train.out, "checkpoints", "")
@@ -173,11 +191,24 @@ def run_evaluations(loaded: Recipe, checkpoint_path: str) -> dict[str, dict[str,
         context = {
             "checkpoint": Path(checkpoint_path).name,
             "samples_seen": int(seen[1]) if seen else 0,
+            **({"ema": True} if ema else {}),
         }
         return run.run(model, named, device, metrics if own else None, context)
     except ValueError as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError("evaluate", what, hint) from fault
+
+
+def _averaged(checkpoint_path: str) -> dict[str, Any]:
+    """All weights of a checkpoint, averaged where an average is kept. Raises ValueError if none is."""
+    from pretrain.loop import checkpoint
+
+    saved = checkpoint.read(checkpoint_path)
+    if not saved.get("ema"):
+        raise ValueError(
+            f"{checkpoint_path} holds no averaged weights. hint: train with train.ema_decay, or leave --ema out"
+        )
+    return {**saved["state_dict"], **saved["ema"]}
 
 
 def _weighted(component: Component, seed: int) -> tuple[float, Any]:
@@ -186,82 +217,3 @@ def _weighted(component: Component, seed: int) -> tuple[float, Any]:
     return weight, components.build(
         "objective", dataclasses.replace(component, options=options), seed
     )
-
-
-def _torchrun(name: str, overrides: Sequence[str], nproc: int, resume: bool) -> str:
-    """One process per rank by torchrun on this machine; its signals are ours."""
-    arguments = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nnodes",
-        "1",
-        "--nproc-per-node",
-        str(nproc),
-    ]
-    arguments += [
-        "--rdzv-backend",
-        "c10d",
-        "--rdzv-endpoint",
-        "127.0.0.1:0",
-        "--local-addr",
-        "127.0.0.1",
-    ]
-    arguments += [
-        str(_CLI),
-        "train",
-        name,
-        *(part for override in overrides for part in ("--set", override)),
-    ]
-    arguments += ["--resume"] if resume else []
-    threads = max(1, (os.cpu_count() or 1) // nproc)
-    environment = {"OMP_NUM_THREADS": str(threads), **os.environ}
-    # A session of its own: Ctrl-C reaches us alone, and we pass it on once, as SIGTERM.
-    process = subprocess.Popen(
-        arguments,
-        env=environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    )
-    pump = _Pump(process.stderr)
-    try:
-        out = process.stdout.read() if process.stdout else ""
-        process.wait()
-    except Stopped as stop:
-        pump.quiet = True  # torchrun's tracebacks about the signal that it was sent
-        process.terminate()
-        process.wait()
-        raise stop
-    finally:
-        pump.join()
-    if process.returncode:
-        raise RunFailed(
-            f"torchrun ended with code {process.returncode}; the ranks' messages are above\nhint: --resume goes on from the last checkpoint"
-        )
-    return out.strip()
-
-
-class _Pump(threading.Thread):
-    """Passes a process's stderr on as it comes, until told to be quiet."""
-
-    def __init__(self, stream: IO[str] | None) -> None:
-        super().__init__(daemon=True)
-        self.stream, self.quiet = stream, False
-        self.start()
-
-    def run(self) -> None:
-        for line in self.stream or ():
-            if not self.quiet:
-                sys.stderr.write(line)
-                sys.stderr.flush()
-
-
-def _say(line: dict[str, Any]) -> None:
-    """One line of metrics for a person, on stderr."""
-    shown = " ".join(
-        f"{key}={value:.4g}" if isinstance(value, float) else f"{key}={value}"
-        for key, value in line.items()
-    )
-    print(shown, file=sys.stderr, flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import json
 import re
@@ -12,7 +13,8 @@ from curate.contract import storage
 from curate.contract.manifest import fingerprint
 from pipelines.errors import RecipeError, did_you_mean, split_hint
 from pipelines.recipe import Recipe
-from pretrain.loop.settings import TrainSettings
+from pretrain.loop import log
+from pretrain.loop.settings import TrainSettings, check_batches
 
 _PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -25,15 +27,12 @@ def checked(loaded: Recipe, resume: bool) -> TrainSettings:
         )
     for source in loaded.train.shards:
         data_hash_of(source.path)
-    if loaded.train.pretrained and not storage.exists(loaded.train.pretrained):
-        raise RecipeError(
-            f"train.pretrained = {loaded.train.pretrained!r}", "no such file",
-            "the path of weights saved by open_clip or by clip-pipe",
-        )  # fmt: skip
     _check_model(loaded.train.model)
+    _check_pretrained(loaded.train)
+    _check_loggers(loaded.train)
     _tell_other_shards(loaded)
-    started = storage.exists(storage.join(loaded.train.out, "metrics.jsonl"))
-    if started and not resume:
+    begun = [storage.join(loaded.train.out, name) for name in ("metrics.jsonl", "checkpoints")]
+    if any(storage.exists(path) for path in begun) and not resume:
         raise RecipeError(
             f"train.out = {loaded.train.out!r}",
             "the folder holds a run already",
@@ -47,10 +46,21 @@ def checked(loaded: Recipe, resume: bool) -> TrainSettings:
     return loaded.train
 
 
+def check_ranks(settings: TrainSettings, ranks: int) -> None:
+    """Batches must divide over the ranks. Raises RecipeError with the nearest sizes that do."""
+    try:
+        check_batches(settings, ranks)
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        where, _, rest = what.partition(" = ")
+        raise RecipeError(where, rest, hint) from fault
+
+
 def check_training(loaded: Recipe) -> None:
     """What can be known of [train] and [[evaluate]] before any work, without torch. Raises RecipeError."""
     assert loaded.train is not None
     _check_model(loaded.train.model)
+    _check_pretrained(loaded.train)
     curated = loaded.curate.shards if loaded.curate else None
     for source in loaded.train.shards:
         if source.path != curated:  # those of the recipe itself may not be there yet
@@ -87,6 +97,59 @@ def _check_model(name: str) -> None:
     known = [path.stem for folder in folders for path in folder.glob("*.json")]
     if found and "/" not in name and name not in known:
         raise RecipeError("train.model", f"no model {name!r}", did_you_mean(name, known, "models"))
+
+
+def _check_loggers(train: TrainSettings) -> None:
+    """What else the figures go to must be installed here, where the run begins."""
+    try:
+        log.check(train.loggers)
+    except ValueError as fault:
+        what, hint = split_hint(str(fault).removeprefix("train.loggers: "))
+        raise RecipeError("train.loggers", what, hint) from fault
+
+
+def _check_pretrained(train: TrainSettings) -> None:
+    """Weights to start from are a file, or one of open_clip's tags for the model; nothing is downloaded."""
+    name = train.pretrained
+    if not name or storage.exists(name):
+        return
+    where = f"train.pretrained = {name!r}"
+    if re.search(r"[/.]", name):
+        raise RecipeError(
+            where, "no such file", "the path of weights saved by open_clip or by clip-pipe"
+        )
+    known = pretrained_tags(train.model)
+    if known is not None and name.lower().replace("-", "_") not in known:
+        hint = did_you_mean(name, known, "tags") if known else "open_clip has no weights for it"
+        raise RecipeError(where, f"no such file, and no tag of {train.model}", hint)
+
+
+def pretrained_tags(model: str) -> list[str] | None:
+    """open_clip's tags of weights for a model, read from its source text; None where it is not installed.
+
+    To import open_clip is to import torch, which takes seconds.
+    """
+    found = importlib.util.find_spec("open_clip")
+    path = Path(found.origin).parent / "pretrained.py" if found and found.origin else None
+    if path is None or not path.is_file():
+        return None
+    named: dict[str, ast.expr] = {}
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+            named[node.targets[0].id] = node.value
+    table = named.get("_PRETRAINED")
+    if not isinstance(table, ast.Dict):
+        return (
+            None  # another release keeps them elsewhere: it will say itself what it does not know
+        )
+    plain = model.removesuffix("-quickgelu")
+    for key, value in zip(table.keys, table.values, strict=True):
+        if isinstance(key, ast.Constant) and key.value in (model, plain):
+            tags = named.get(value.id) if isinstance(value, ast.Name) else value
+            calls = tags.keywords if isinstance(tags, ast.Call) else []
+            quick = [tag for tag in calls if "quick_gelu=True" in ast.unparse(tag.value)]
+            return [str(tag.arg) for tag in (calls if key.value == model else quick)]
+    return []
 
 
 def _tell_other_shards(loaded: Recipe) -> None:

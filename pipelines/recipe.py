@@ -210,6 +210,13 @@ def _train_fields(path: str) -> dict[str, Any]:
     return {"shards": shards, "phase": phases, "sidecar": sidecars}
 
 
+def _weights(pretrained: str) -> str:
+    """A path made absolute; a name that is none is open_clip's tag of weights."""
+    path = storage.absolute(pretrained) if pretrained else ""
+    is_path = any(mark in pretrained for mark in "/.~") or (path and storage.exists(path))
+    return path if is_path else pretrained
+
+
 def _train_paths(train: TrainSettings, curate: CuratePlan | None, path: str) -> TrainSettings:
     """Paths made absolute; shards default to what the recipe curates."""
     shards = train.shards or ((ShardSource(path=curate.shards),) if curate else ())
@@ -225,7 +232,7 @@ def _train_paths(train: TrainSettings, curate: CuratePlan | None, path: str) -> 
     train = dataclasses.replace(
         train,
         out=storage.absolute(train.out),
-        pretrained=storage.absolute(train.pretrained) if train.pretrained else "",
+        pretrained=_weights(train.pretrained),
         cache=storage.absolute(train.cache) if train.cache else "",
         sidecar=tuple(
             dataclasses.replace(entry, path=storage.absolute(entry.path)) for entry in train.sidecar

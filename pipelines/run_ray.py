@@ -262,10 +262,11 @@ def _refuse_silent(address: str) -> None:
         ) from fault  # fmt: skip
 
 
-def train(loaded: Recipe, workers: int, address: str) -> dict[str, Any]:
+def train(loaded: Recipe, workers: int, address: str, allow: Sequence[str] = ()) -> dict[str, Any]:
     """The recipe's training with ``workers`` ranks under Ray Train.
 
-    A lost worker's run starts again from the last whole checkpoint, up to three times.
+    A lost worker's run starts again from the last whole checkpoint, up to three times. ``allow``:
+    settings that may differ from those of the checkpoint that is resumed.
     """
     with connected(address, workers + 1 if not address else 0):
         import torch
@@ -275,7 +276,7 @@ def train(loaded: Recipe, workers: int, address: str) -> dict[str, Any]:
         assert loaded.train is not None
         trainer = TorchTrainer(
             _train_worker,
-            train_loop_config={"recipe": loaded},
+            train_loop_config={"recipe": loaded, "allow": tuple(allow)},
             scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
             run_config=RunConfig(
                 name=loaded.name,
@@ -362,4 +363,4 @@ def _train_worker(config: dict[str, Any]) -> None:
     stop_file = Path(loaded.train.out) / _STOP_FILE
     # Stopped ends the rank in an orderly way; the driver knows already: it wrote the file.
     with suppress(Stopped):
-        launch.run_rank(loaded, resume=True, stop_asked=stop_file.exists)
+        launch.run_rank(loaded, resume=True, stop_asked=stop_file.exists, allow=config["allow"])

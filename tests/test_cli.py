@@ -27,6 +27,7 @@ COMMANDS = {
     "entries",
     "train",
     "eval",
+    "checkpoint",
     "report",
     "list",
     "show",
@@ -153,6 +154,11 @@ def test_a_file_that_ends_too_early_is_said(monkeypatch: pytest.MonkeyPatch) -> 
 def test_usage_errors_exit_2(tmp_path: Path) -> None:
     assert invoke("curate", str(toml(tmp_path)), "--local", "--workers", "2")[0] == 2
     assert invoke("train", "x", "--nproc", "2", "--ray", "2")[0] == 2
+    assert "goes with --ray" in invoke("train", "x", "--address", "auto")[2]
+    assert invoke("train", "x", "--address", "auto")[0] == 2
+    assert "x>=1" in invoke("train", "x", "--ray", "0")[2]
+    assert "x>=1" in invoke("plan", "x", "--gpus", "0")[2]
+    assert invoke("train", "x", "--allow-change", "phase.0.lr")[0] == 2  # without --resume
     assert invoke("nonsense")[0] == 2
 
 

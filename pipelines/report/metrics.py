@@ -36,6 +36,8 @@ def read(path: str) -> Metrics:
             }
             found.evaluations[str(line["eval"])] = figures
             continue
+        if "changed" in line:
+            continue  # a note of a resumed run
         last = line
         if number % stride == 0:
             found.lines.append(line)

@@ -152,6 +152,13 @@ def test_show_says_what_options_mean(use: str, words: str) -> None:
     assert words in told
 
 
+@pytest.mark.parametrize("what", ["objective.sigmoid", "tweak.patch_drop", "view.short_text"])
+def test_show_takes_a_room_and_a_name(what: str) -> None:
+    assert commands.show(what) == commands.show(what.partition(".")[2])
+    with pytest.raises(RecipeError, match=f"did you mean '{what}'"):
+        commands.show(what + "s")
+
+
 def test_show_resolves_a_parent() -> None:
     text = commands.show("demo_curated", ["seed=4"])
     assert "extends" not in text

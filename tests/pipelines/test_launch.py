@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from pipelines import launch, recipe
 from pipelines.errors import RecipeError
+from pretrain.loop import checkpoint
 from tests.tiny import scenes
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -74,7 +76,7 @@ def test_what_is_wrong_is_said_before_any_work(shards: str, tmp_path: Path) -> N
             address="",
             resume=False,
         )
-    with pytest.raises(RecipeError, match="16 does not divide by 3 ranks"):
+    with pytest.raises(RecipeError, match=r"16 does not divide over 3 ranks.*\n.*e.g. 15 or 18"):
         launch.train(
             write(tmp_path, data(shards, tmp_path / "out")),
             [],
@@ -116,33 +118,72 @@ def test_train_twice_as_long_by_resume_and_evaluate(shards: str, tmp_path: Path)
         launch.evaluate(loaded, str(tmp_path / "no.pt"), as_json=False)
 
 
+def test_a_change_is_allowed_and_averaged_weights_are_evaluated(
+    shards: str, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    content = data(shards, out)
+    content["train"]["ema_decay"] = 0.99
+    content["evaluate"] = [{"use": "retrieval", "name": "r", "path": shards}]
+    told: dict[str, Any] = {"nproc": 1, "ray_workers": 0, "address": "", "resume": True}
+    launch.train(write(tmp_path, content), [], **told)
+    longer = ["train.phase.0.samples=64"]
+    with pytest.raises(RecipeError, match=r"go on with it by --allow-change phase.0.samples"):
+        launch.train(write(tmp_path, content), longer, **told)
+    done = json.loads(launch.train(write(tmp_path, content), longer, **told, allow=["phase.0"]))
+    assert done["samples_seen"] == 64
+    assert "samples = 64" in (out / "recipe.toml").read_text()
+    loaded = recipe.from_data(content, "x")
+    saved = checkpoint.read(done["checkpoint"])
+    assert not torch.equal(saved["ema"]["visual.proj"], saved["state_dict"]["visual.proj"])
+    # An average that is plainly another model, so that the figures tell which weights were taken.
+    saved["ema"]["visual.proj"] = torch.randn_like(saved["ema"]["visual.proj"])
+    checkpoint.write(done["checkpoint"], saved)
+    plain = launch.run_evaluations(loaded, done["checkpoint"])
+    assert launch.run_evaluations(loaded, done["checkpoint"], ema=True) != plain
+    last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert (last["eval"], last["ema"]) == ("r", True)
+
+
+def test_no_averaged_weights_are_said(shards: str, tmp_path: Path) -> None:
+    loaded = recipe.from_data(
+        {**data(shards, tmp_path / "o", samples=16), "evaluate": [{"use": "retrieval", "path": shards}]},
+        "x",
+    )  # fmt: skip
+    path = launch.run_rank(loaded, resume=False, progress=lambda line: None)["checkpoint"]
+    with pytest.raises(RecipeError, match=r"holds no averaged weights\nhint: train with"):
+        launch.evaluate(loaded, path, as_json=True, ema=True)
+
+
+def test_a_rank_of_srun_or_torchrun_starts_no_others(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    path = write(tmp_path, data(shards, tmp_path / "out"))
+    told: dict[str, Any] = {"address": "", "resume": False}
+    with pytest.raises(RecipeError, match="16 does not divide over 3 ranks"):
+        launch.train(path, [], nproc=8, ray_workers=0, **told)
+    with pytest.raises(RecipeError, match="a rank of another launcher already"):
+        launch.train(path, [], nproc=1, ray_workers=2, **told)
+
+
 def test_two_ranks_by_torchrun_see_the_batches_of_one(shards: str, tmp_path: Path) -> None:
-    """The whole command with --nproc 2 against --nproc 1: the same samples, the same losses to rounding."""
-    found = []
-    for nproc in (1, 2):
-        out = tmp_path / str(nproc)
-        folder = tmp_path / f"recipe{nproc}"
-        folder.mkdir()
-        command = [
-            sys.executable,
-            "cli.py",
-            "train",
-            write(folder, data(shards, out)),
-            "--nproc",
-            str(nproc),
-        ]
-        done = subprocess.run(
-            command,
-            cwd=ROOT,
-            capture_output=True,
-            text=True,
-            timeout=180,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-        assert json.loads(done.stdout)["samples_seen"] == 48
-        found.append(losses(out))
-    assert found[1] == pytest.approx(found[0], rel=2e-4)
+    """The whole command with --nproc 2 against one rank: the same samples, the same losses to rounding."""
+    loaded = recipe.from_data(data(shards, tmp_path / "1"), "x")
+    launch.run_rank(loaded, resume=False, progress=lambda line: None)
+    command = [sys.executable, "cli.py", "train", write(tmp_path, data(shards, tmp_path / "2"))]
+    done = subprocess.run(
+        [*command, "--nproc", "2"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=180,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert json.loads(done.stdout)["samples_seen"] == 48
+    assert losses(tmp_path / "2") == pytest.approx(losses(tmp_path / "1"), rel=2e-4)
 
 
 def test_another_run_s_checkpoint_leaves_this_run_s_figures_alone(

@@ -77,7 +77,14 @@ def recipe_of(
     return curate_recipe(source, stages, folder=folder)
 
 
-@pytest.mark.parametrize("balance", BALANCES)
+@pytest.mark.parametrize(
+    "balance",
+    [
+        "t",
+        "keep",
+        *(pytest.param(n, marks=pytest.mark.slow) for n in ("tail share", "by language")),
+    ],
+)
 def test_any_parts_and_buckets(
     curate_recipe: Callable[..., Any], listed: Path, balance: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -106,7 +113,7 @@ class OneAtATime:
 
 
 @pytest.mark.ray
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.slow), 2])
 def test_any_workers(
     curate_recipe: Callable[..., Any], listed: Path, ray_address: str, workers: int
 ) -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from pipelines import preflight, recipe
 from pipelines.errors import RecipeError
+from pretrain.loop.settings import TrainSettings
 from tests.pipelines.test_launch import data
 from tests.tiny import scenes
 
@@ -29,6 +30,17 @@ def test_the_data_hash_is_the_shards_fingerprint_or_made_of_foreign_tars(
     (Path(shards) / "manifest.json").unlink()
 
 
+@pytest.mark.parametrize("begun", ["metrics.jsonl", "checkpoints"])
+def test_a_folder_that_holds_a_run_is_refused_by_either_sign(
+    begun: str, shards: str, tmp_path: Path
+) -> None:
+    (tmp_path / "out" / begun).mkdir(parents=True)
+    loaded = recipe.from_data(data(shards, tmp_path / "out"), "x")
+    with pytest.raises(RecipeError, match=r"holds a run already\nhint: add --resume"):
+        preflight.checked(loaded, resume=False)
+    preflight.checked(loaded, resume=True)
+
+
 def test_missing_pretrained_weights_are_said_before_any_work(shards: str, tmp_path: Path) -> None:
     content = data(shards, tmp_path / "out")
     content["train"]["pretrained"] = "no/such.pt"
@@ -36,9 +48,36 @@ def test_missing_pretrained_weights_are_said_before_any_work(shards: str, tmp_pa
         preflight.checked(recipe.from_data(content, "x"), resume=False)
 
 
+def test_tags_of_open_clip_are_weights_and_nothing_is_downloaded(
+    shards: str, tmp_path: Path
+) -> None:
+    for model, tag in (("ViT-B-32", "laion2b_s34b_b79k"), ("ViT-B-32-quickgelu", "openai")):
+        content = data(shards, tmp_path / "out")
+        content["train"] |= {"model": model, "pretrained": tag}
+        loaded = recipe.from_data(content, "x")
+        assert loaded.train is not None
+        assert loaded.train.pretrained == tag  # no path is made of it
+        preflight.check_training(loaded)
+    weights = tmp_path / "weights"
+    weights.touch()
+    content["train"]["pretrained"] = str(weights)
+    preflight.check_training(recipe.from_data(content, "x"))
+
+
 @pytest.mark.parametrize(
     ("train", "evaluate", "message"),
     [
+        (
+            {"model": "ViT-B-32", "pretrained": "laion2b_s34b_b79"},
+            {},
+            "no such file, and no tag of ViT-B-32\nhint: did you mean 'laion2b_s34b_b79k'?",
+        ),
+        (
+            {"pretrained": "openai"},
+            {},
+            "no tag of vit_tiny_64\nhint: open_clip has no weights for it",
+        ),
+        ({"pretrained": "no/such.pt"}, {}, "no such file\nhint: the path of weights"),
         ({"model": "ViT-B-23"}, {}, "no model 'ViT-B-23'\nhint: did you mean 'ViT-B-32'?"),
         ({"model": "no/such.json"}, {}, "no/such.json: no such file"),
         ({"shards": "/no/such/shards"}, {}, "/no/such/shards: no tar files found"),
@@ -92,3 +131,12 @@ def test_shards_of_another_version_of_the_recipe_are_told(
 def test_an_output_folder_that_can_not_be_written_is_said(shards: str) -> None:
     with pytest.raises(RecipeError, match=r"train\.out: /proc/x/out: can't be written"):
         preflight.checked(recipe.from_data(data(shards, Path("/proc/x/out")), "x"), resume=False)
+
+
+def test_a_logger_that_is_not_installed_is_told_before_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("pretrain.loop.log.importlib.util.find_spec", lambda name: None)
+    settings = TrainSettings(model="m", out="o", loggers=("wandb",))
+    with pytest.raises(RecipeError, match=r"train.loggers: wandb is not installed\nhint: pip"):
+        preflight._check_loggers(settings)

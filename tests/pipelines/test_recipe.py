@@ -114,6 +114,7 @@ def test_bad_overrides(tmp_path: Path, override: str, message: str) -> None:
         ("global_batch = 10", "global_batch = true", "found True (bool)\nhint: expected a whole number"),
         ("global_batch = 10", "global_bach = 10", "unknown key 'global_bach'\nhint: did you mean 'global_batch'?"),
         ("samples = 100", "samples = 0", "train.phase.0.samples = 0\nhint: at least 1"),
+        ('out = "out"', 'out = "out"\ncompile = true', "train.compile: found True\nhint: it may be: auto, off, on"),
         ("[[train.phase]]", "[train.phase]", "found one table, expected a list of them\nhint: write [[...phase]] with double brackets"),
         ('out = "out"', 'out = "out"\nprecision = "fp8"', "train.precision = 'fp8'\nhint: \"bf16\" or \"fp32\""),
         ('name = "base"', 'name = "base', "not valid TOML"),

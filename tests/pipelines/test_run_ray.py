@@ -220,7 +220,9 @@ def test_ray_train_stops_with_a_checkpoint_resumes_and_says_what_is_wrong(tmp_pa
     assert seen < 16_000
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)]
+)
 def test_a_signal_ends_a_run_on_a_ray_of_its_own(tmp_path: Path, number: signal.Signals) -> None:
     path = tmp_path / "r.toml"
     path.write_text(
