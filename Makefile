@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: setup demo test test-all check format bench pins
+.PHONY: setup demo test test-all check format bench bench-gpu pins
 
 setup:            ## .venv with clip-pipe and its pinned requirements (BACKEND=auto|cpu|gpu)
 	@tools/setup.sh
@@ -39,6 +39,14 @@ bench: setup      ## figures of docs/benchmarks.md that take minutes
 	@PYTHONPATH=. $(PY) tests/bench/entries.py
 	@PYTHONPATH=. $(PY) tests/bench/decode.py
 	@PYTHONPATH=. $(PY) tests/bench/download.py
+	@PYTHONPATH=. $(PY) tests/bench/tokenizer.py
+	@PYTHONPATH=. $(PY) tests/bench/loader.py
+	@PYTHONPATH=. $(PY) tests/bench/loss_memory.py
+	@PYTHONPATH=. $(PY) tests/bench/train_step.py
+	@PYTHONPATH=. $(PY) tests/bench/trainers.py
+
+bench-gpu: setup  ## training beside open_clip's on this machine's GPU (BENCH="--models ViT-B-16 --rounds 1")
+	@PYTHONPATH=. $(PY) tests/bench/gpu.py $(BENCH)
 
 pins:             ## compile requirements/*.txt from pyproject.toml (needs uv)
 	@tools/pins.sh

@@ -39,11 +39,12 @@ def make(folder: Path | None, count: int, seed: int = 0) -> list[bytes]:
     import cv2
 
     cv2.setNumThreads(1)
-    sources = [] if folder is None else list(_photographs(folder))
+    sources = [] if folder is None else list(photographs(folder))
     return [_body(sources, index, np.random.default_rng((seed, index))) for index in range(count)]
 
 
-def _photographs(folder: Path) -> Iterator[bytes]:
+def photographs(folder: Path) -> Iterator[bytes]:
+    """The photographs themselves, as they are stored: JPEG of 256 to 1280 px."""
     for name in _TARS:
         with tarfile.open(folder / name) as tar:
             members = [m for m in tar if m.isfile() and m.name.endswith(".jpg")]
