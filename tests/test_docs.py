@@ -13,6 +13,8 @@ import pytest
 from curate.download.fetch import Fetch
 from curate.download.outcomes import KINDS, is_transient, is_tried_at_once, matches
 from curate.source.tables import FORMATS
+from pretrain.loop.meter import TIMED
+from pretrain.loop.settings import Phase, TrainSettings
 
 ROOT = Path(__file__).resolve().parent.parent
 DOWNLOAD = (ROOT / "docs" / "download.md").read_text()
@@ -73,3 +75,15 @@ def test_every_option_of_img2dataset_has_a_row() -> None:
 def test_every_format_of_a_table_is_named() -> None:
     row = next(row for row in rows_below("| img2dataset |") if "input_format" in row[0])
     assert all(name in row[1] for name in FORMATS)
+
+
+@pytest.mark.parametrize("kind", [TrainSettings, Phase])
+def test_every_setting_of_training_is_named(kind: type) -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    told = set(re.findall(r"`(\w+)`", text[text.index("## Settings") :]))
+    assert {item.name for item in dataclasses.fields(kind)} - {"phase"} <= told
+
+
+def test_every_figure_that_is_measured_has_its_meaning() -> None:
+    text = (ROOT / "docs" / "training.md").read_text()
+    assert {*TIMED, "loss", "bad_samples"} <= set(re.findall(r"`(\w+)`", text))
