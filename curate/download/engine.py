@@ -304,7 +304,10 @@ class Engine:
         if job.uncollected:
             job.fetched = True
             self._finished += 1
-            over = self._held_bytes + size > self._most_held_bytes
+            share = (
+                4 if books.waits_on_disk(job) else 1
+            )  # what a journal gives back takes a quarter
+            over = self._held_bytes + size > self._most_held_bytes // share
             if over and not awaited and all(row.place for row in job.rows):
                 job.outcome = replace(outcome, image=None)
             else:
