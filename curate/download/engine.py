@@ -248,10 +248,9 @@ class Engine:
 
     def _has_room(self, on_disk: bool = False) -> bool:
         """Whether a further job may begin; ``on_disk``: its picture can wait in a journal."""
-        if self._unfinished + self._finished >= WINDOW_JOBS:
-            return False
         expected_bytes = self._held_bytes + self._unfinished * self._guess_bytes
-        return on_disk or expected_bytes < self._most_held_bytes
+        fits = on_disk or expected_bytes < self._most_held_bytes
+        return fits and self._unfinished + self._finished < WINDOW_JOBS
 
     def _top_up(self) -> None:
         """Begin with what waits, as far as there is room."""
@@ -304,9 +303,7 @@ class Engine:
         if job.uncollected:
             job.fetched = True
             self._finished += 1
-            share = (
-                4 if books.waits_on_disk(job) else 1
-            )  # what a journal gives back takes a quarter
+            share = 4 if books.waits_on_disk(job) else 1  # it is read back at once
             over = self._held_bytes + size > self._most_held_bytes // share
             if over and not awaited and all(row.place for row in job.rows):
                 job.outcome = replace(outcome, image=None)
