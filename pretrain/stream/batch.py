@@ -22,7 +22,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from pretrain.stream import lengths
+from pretrain.stream import arena, lengths
+from pretrain.stream.arena import Lent
+from pretrain.stream.device import Ragged
 from pretrain.stream.draws import Draws
 from pretrain.stream.lengths import Groups
 from pretrain.stream.order import Mixture, ShardOrder, local_rows
@@ -35,7 +37,7 @@ _FROM_THE_WINDOW = 24  # of these; the others come from the whole set, should al
 _ENDS_WITHIN_S = 600
 _PIPED_BYTES = (
     1 << 18
-)  # smaller tensors go through the loader's pipe, not shared memory of their own
+)  # smaller tensors go through the pipe of the loader, not shared memory of their own
 
 
 class BadSample(Exception):
@@ -165,11 +167,18 @@ class Batch:
 
 
 def _piped(rows: Any) -> Any:
-    small = isinstance(rows, Tensor) and rows.nbytes < _PIPED_BYTES
-    return rows.numpy() if small else rows
+    if isinstance(rows, Ragged):
+        return replace(rows, pixels=_piped(rows.pixels), crops=_piped(rows.crops))
+    if not isinstance(rows, Tensor):
+        return rows
+    return rows.numpy() if rows.nbytes < _PIPED_BYTES else arena.lent(rows) or rows
 
 
 def _unpiped(rows: Any) -> Any:
+    if isinstance(rows, Ragged):
+        return replace(rows, pixels=_unpiped(rows.pixels), crops=_unpiped(rows.crops))
+    if isinstance(rows, Lent):
+        return rows.tensor()
     return torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
 
 

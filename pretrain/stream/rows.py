@@ -1,7 +1,7 @@
 """How the rows of one view become a batch: written in place, carried ragged, or words to ids.
 
-In a loader process pictures are drawn straight into shared memory, so that no byte of them is
-copied again before it goes to the device.
+In a loader process pictures are drawn straight into shared memory (``arena``), so that no byte of them
+is copied again before it goes to the device.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import get_worker_info
 
+from pretrain.stream import arena
 from pretrain.stream.device import Ragged, resize_into
 from pretrain.stream.lengths import used_lengths
 
@@ -26,7 +26,7 @@ class PixelRows:
 
     def __init__(self, view: Any, count: int) -> None:
         self.view = view
-        self.rows = empty_bytes((count, *view.shape))
+        self.rows = arena.empty((count, *view.shape))
         self.writable = self.rows.numpy()
 
     def put(self, row: int, sample: Any, rng: Any) -> None:
@@ -52,7 +52,7 @@ class RaggedRows:
         self.crops[row] = pixels, mirrored
 
     def close(self) -> Ragged:
-        return Ragged.of(self.crops, self.view.size, empty_bytes)
+        return Ragged.of(self.crops, self.view.size, arena.empty)
 
 
 class ListedRows:
@@ -80,14 +80,6 @@ def rows_for(view: Any, count: int, augment: str) -> Rows:
     if augment == "device" and hasattr(view, "cut"):
         return RaggedRows(view, count)
     return ListedRows(view, count) if view.shape is None else PixelRows(view, count)
-
-
-def empty_bytes(shape: tuple[int, ...]) -> Tensor:
-    """An uninitialised uint8 tensor; in a loader process, in memory that the rank sees too."""
-    if get_worker_info() is None:
-        return torch.empty(shape, dtype=torch.uint8)
-    storage = torch.UntypedStorage._new_shared(int(np.prod(shape)), device="cpu")
-    return torch.empty(0, dtype=torch.uint8).set_(storage).view(shape)
 
 
 @dataclass(frozen=True)
