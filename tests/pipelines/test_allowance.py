@@ -127,7 +127,7 @@ def test_killed_between_rounds(
 
     process = multiprocessing.get_context("fork").Process(target=die)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
     assert not Path(recipe.curate.shards, "manifest.json").exists()
     run(recipe)
@@ -192,7 +192,7 @@ def killed(work: Callable[[], Any]) -> None:
     """Run something in another process, which is to kill itself."""
     process = multiprocessing.get_context("fork").Process(target=work)
     process.start()
-    process.join(60)
+    process.join(300)
     assert process.exitcode == -signal.SIGKILL
 
 

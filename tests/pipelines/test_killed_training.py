@@ -124,14 +124,24 @@ def quiet(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[int, lis
 Quiet = tuple[Path, dict[int, list[str]]]
 
 
-def test_killed_while_starting_and_while_writing(quiet: Quiet) -> None:
+def test_killed_while_starting_and_while_writing(
+    quiet: Quiet, monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder = quiet[0]
     out = folder / "killed"
     starting = launched(folder, "killed", 2)
     time.sleep(0.2)
     starting.kill()
     assert not lines(out)
-    writing = launched(folder, "killed", 2)
+    fsync = os.fsync
+
+    def slow(descriptor: int) -> None:  # long enough to be met in the midst
+        time.sleep(0.3)
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", slow)
+        writing = launched(folder, "killed", 2)
     wait_for(lambda: lines(out) >= 3 and is_writing(out), lambda: writing.alive)
     writing.kill()
     assert lines(out) < STEPS

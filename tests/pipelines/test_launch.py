@@ -124,6 +124,7 @@ def test_a_change_is_allowed_and_averaged_weights_are_evaluated(
     out = tmp_path / "out"
     content = data(shards, out)
     content["train"]["ema_decay"] = 0.99
+    content["train"]["loggers"] = ["tensorboard"]
     content["evaluate"] = [{"use": "retrieval", "name": "r", "path": shards}]
     told: dict[str, Any] = {"nproc": 1, "ray_workers": 0, "address": "", "resume": True}
     launch.train(write(tmp_path, content), [], **told)
@@ -143,6 +144,13 @@ def test_a_change_is_allowed_and_averaged_weights_are_evaluated(
     assert launch.run_evaluations(loaded, done["checkpoint"], ema=True) != plain
     last = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
     assert (last["eval"], last["ema"]) == ("r", True)
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    shown = EventAccumulator(str(out / "tensorboard")).Reload()
+    for tag, figures in (("eval/r", plain["r"]), ("eval_ema/r", last)):
+        (event,) = shown.Scalars(f"{tag}.text_to_image_r1")
+        assert (event.step, event.value) == (64, pytest.approx(figures["text_to_image_r1"]))
+    assert [event.step for event in shown.Scalars("loss")] == [16, 32, 48, 64]
 
 
 def test_no_averaged_weights_are_said(shards: str, tmp_path: Path) -> None:
@@ -178,7 +186,7 @@ def test_two_ranks_by_torchrun_see_the_batches_of_one(shards: str, tmp_path: Pat
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=180,
+        timeout=400,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -187,7 +195,7 @@ def test_two_ranks_by_torchrun_see_the_batches_of_one(shards: str, tmp_path: Pat
 
 
 def test_another_run_s_checkpoint_leaves_this_run_s_figures_alone(
-    shards: str, tmp_path: Path
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     paths = {}
     for name in ("a", "b"):
@@ -199,6 +207,11 @@ def test_another_run_s_checkpoint_leaves_this_run_s_figures_alone(
         paths[name] = launch.run_rank(loaded, resume=False, progress=lambda line: None)[
             "checkpoint"
         ]
+    shown: list[tuple[str, int]] = []
+    monkeypatch.setattr(
+        "pretrain.loop.log.evaluated",
+        lambda out, loggers, seen, results, ema: shown.append((out, seen)),
+    )
     figures = launch.run_evaluations(loaded, paths["b"])
     metrics = tmp_path / "b" / "metrics.jsonl"
     last = json.loads(metrics.read_text().splitlines()[-1])
@@ -210,3 +223,4 @@ def test_another_run_s_checkpoint_leaves_this_run_s_figures_alone(
     before = metrics.read_text()
     assert launch.run_evaluations(loaded, paths["a"]).keys() == figures.keys()
     assert metrics.read_text() == before
+    assert shown == [(str(tmp_path / "b"), 48)]

@@ -186,7 +186,7 @@ def test_nothing_is_told_once_the_part_is_over(
     )
     ahead = look_ahead.LookAhead(plan, 3, 1, (2, 3, 4, 5), (), state)
     ahead.begin(look_ahead.coming(plan, 3, 1, ()))
-    assert began.wait(5)
+    assert began.wait(60)
     ahead.end(committed=False)
     over = time.monotonic()
     time.sleep(0.4)

@@ -83,7 +83,7 @@ def test_a_rank_is_told_what_we_were() -> None:
 # A launcher that says it was asked to end and a rank below it, in a session of its own, that hears nothing.
 LAUNCHER = """
 import os, signal, subprocess, sys, time
-rank = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+rank = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(300)"
 below = subprocess.Popen([sys.executable, "-S", "-c", rank], start_new_session=True)
 def asked(*_):
     open("asked", "w").close()
@@ -99,7 +99,7 @@ while True:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    until = time.monotonic() + 20
+    until = time.monotonic() + 60
     while not what():
         assert time.monotonic() < until
         time.sleep(0.01)
@@ -138,7 +138,7 @@ def test_a_signal_is_passed_on_and_a_second_one_ends_all_at_once(
     asking.join()
     assert stop.value.exit_code == 143
     assert (tmp_path / "asked").exists()
-    assert time.monotonic() - began < 20
+    assert time.monotonic() - began < 100
     wait_for(lambda: not runs_still(int((tmp_path / "pid").read_text())))
 
 
@@ -147,7 +147,7 @@ PARENT = """
 import os, subprocess, sys
 os.environ["CLIP_PIPE_PARENT"] = str(os.getpid())
 rank = "import os, time; from pipelines import ranks; ranks.die_with_parent(os.environ); " \\
-    "assert not os.environ.get('CLIP_PIPE_PARENT'); print(os.getpid(), flush=True); time.sleep(60)"
+    "assert not os.environ.get('CLIP_PIPE_PARENT'); print(os.getpid(), flush=True); time.sleep(300)"
 subprocess.run([sys.executable, "-c", rank], start_new_session=True)
 """
 
@@ -162,10 +162,7 @@ def test_a_rank_ends_with_its_launcher_though_that_was_killed() -> None:
     assert runs_still(pid)
     parent.kill()
     parent.wait()
-    until = time.monotonic() + 3
-    while runs_still(pid):
-        assert time.monotonic() < until
-        time.sleep(0.01)
+    wait_for(lambda: not runs_still(pid))
     parent.stdout.close()
 
 

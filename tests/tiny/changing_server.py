@@ -41,7 +41,7 @@ class Get(RowStage):
         reasons: list[str | None] = []
         for url in batch["url"].to_pylist():
             try:
-                with urllib.request.urlopen(url, timeout=10) as answer:
+                with urllib.request.urlopen(url, timeout=60) as answer:
                     images.append(answer.read())
                 reasons.append(None)
             except urllib.error.HTTPError as fault:

@@ -42,7 +42,7 @@ class Launched:
         for process in self.processes:
             process.join()
 
-    def end_well(self, timeout_s: float = 120) -> None:
+    def end_well(self, timeout_s: float = 300) -> None:
         """Wait for all ranks; each must end with code 0."""
         for process in self.processes:
             process.join(timeout_s)

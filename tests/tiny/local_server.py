@@ -48,7 +48,7 @@ def serve(handler: Handler) -> Iterator[str]:
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
-    assert started.wait(10)
+    assert started.wait(60)
     try:
         yield f"http://127.0.0.1:{ready[0]}"
     finally:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 DEADLINE_S = 180
+_HELD: list[socket.socket] = []
 
 
 def run(work: Callable[..., None], world: int, *arguments: Any, rdzv: bool = True) -> None:
@@ -39,9 +41,14 @@ def run(work: Callable[..., None], world: int, *arguments: Any, rdzv: bool = Tru
 
 
 def free_port() -> int:
-    """A port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    """A port of loopback that nobody listens on. Linux gives it to none but who names it while we live."""
+    probe = socket.socket()
+    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    probe.bind(("127.0.0.1", 0))
+    if sys.platform.startswith("linux"):
+        _HELD.append(probe)
+        return int(probe.getsockname()[1])
+    with probe:
         return int(probe.getsockname()[1])
 
 

@@ -28,7 +28,7 @@ def endpoint(url: str, **changes: Any) -> Endpoint:
         "model": "m",
         "temperature": 0.5,
         "max_tokens": 20,
-        "timeout_s": 2.0,
+        "timeout_s": 30.0,
         "retries": 3,
         "max_concurrency": 8,
     }
@@ -75,7 +75,7 @@ def test_each_fault_has_its_reason_and_harms_no_other() -> None:
     async def faulty(request: web.Request) -> web.StreamResponse:
         text = (await request.json())["messages"][0]["content"]
         if text == "hang":
-            await asyncio.sleep(5)
+            await asyncio.sleep(60)
         if text == "drop":
             assert request.transport is not None
             request.transport.abort()
@@ -111,8 +111,8 @@ def test_each_fault_has_its_reason_and_harms_no_other() -> None:
     ]
     with serve(faulty) as base:
         began = time.monotonic()
-        found = ask(endpoint(base, timeout_s=0.3, retries=1), questions(*asked))
-        assert time.monotonic() - began < 3
+        found = ask(endpoint(base, timeout_s=1.0, retries=1), questions(*asked))
+        assert time.monotonic() - began < 30
     faults = [
         None,
         "timeout",
@@ -175,13 +175,13 @@ def test_retry_after_is_waited_for() -> None:
 
     with serve(later) as base:
         assert ask(endpoint(base), questions("x"))[0].text == "ok"
-    assert 0.4 <= hits[1] - hits[0] < 1.5
+    assert 0.4 <= hits[1] - hits[0] < 20
 
 
 def test_retry_after_is_read_as_seconds_or_date() -> None:
     assert chat._retry_after_s("3") == 3.0
-    assert chat._retry_after_s(formatdate(time.time() + 30, usegmt=True)) == pytest.approx(
-        30, abs=2
+    assert chat._retry_after_s(formatdate(time.time() + 300, usegmt=True)) == pytest.approx(
+        300, abs=20
     )
     assert chat._retry_after_s(formatdate(time.time() - 30, usegmt=True)) == 0.0
     assert chat._retry_after_s("soon") is None
@@ -196,22 +196,30 @@ def test_no_more_than_max_concurrency_are_in_flight() -> None:
         nonlocal now, most
         now += 1
         most = max(most, now)
+        until_s = time.monotonic() + 60
+        while most < 5 and time.monotonic() < until_s:  # none is answered before five have met
+            await asyncio.sleep(0.005)
         await asyncio.sleep(0.05)
         now -= 1
         return web.json_response(completion("ok"))
 
     with serve(slow) as base:
-        began = time.monotonic()
-        ask(endpoint(base, max_concurrency=5), questions(*["x"] * 20))
-        assert time.monotonic() - began < 1.0  # 20 x 0.05 s one by one
+        ask(endpoint(base, max_concurrency=5, timeout_s=90.0), questions(*["x"] * 20))
     assert most == 5
 
 
 @pytest.mark.net
-def test_a_dead_endpoint_is_known_at_once() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    began = time.monotonic()
-    with pytest.raises(Unreachable, match=r"[Cc]onnect"):
-        ask(endpoint(f"http://127.0.0.1:{port}"), questions(*["x"] * 500))
-    assert time.monotonic() - began < 3
+def test_a_dead_endpoint_is_known_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = list[str]()
+    once = chat._Client._once
+
+    async def counted(self: chat._Client, session: Any, question: Question) -> Answer:
+        asked.append(question.key)
+        return await once(self, session, question)
+
+    monkeypatch.setattr(chat._Client, "_once", counted)
+    with socket.socket() as taken:  # nobody listens, and nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        with pytest.raises(Unreachable, match=r"[Cc]onnect"):
+            ask(endpoint(f"http://127.0.0.1:{taken.getsockname()[1]}"), questions(*["x"] * 500))
+    assert len(asked) < 100  # those in flight, each with its retries, and few that were next

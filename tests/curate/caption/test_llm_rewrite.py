@@ -43,7 +43,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def stage(base: str, **options: Any) -> LlmRewrite:
     made = LlmRewrite(
-        endpoint=f"{base}/v1", model="grammar", **{"retries": 1, "timeout_s": 5.0, **options}
+        endpoint=f"{base}/v1", model="grammar", **{"retries": 1, "timeout_s": 30.0, **options}
     )
     made.check()
     return made
@@ -174,10 +174,11 @@ def test_a_wrong_path_or_model_stops_the_run() -> None:
 
 
 def test_a_dead_endpoint_stops_the_run() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port}.*cannot be reached.*hint: "):
-        rewritten(stage(f"http://127.0.0.1:{port}"), ["a cat"])
+    with socket.socket() as taken:  # nobody listens, and nobody else gets the port
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        with pytest.raises(StageError, match=rf"127\.0\.0\.1:{port}.*cannot be reached.*hint: "):
+            rewritten(stage(f"http://127.0.0.1:{port}"), ["a cat"])
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from curate.download import child as module
 from curate.download.child import Child, Died, _outcome, _seconds
 from curate.download.decoder import ANSWER
 from curate.download.outcomes import Outcome
@@ -77,7 +78,7 @@ def test_one_child_answers_many_and_ends_at_once() -> None:
     try:
         for side in (40, 50):
             body = encoded(quadrants(side, side), "JPEG")
-            found, cpu_s = child.ask(body, None, 20.0)
+            found, cpu_s = child.ask(body, None, 60.0)
             assert found == outcome(body, options)
             assert cpu_s[3] >= cpu_s[0] > 0
             starts_s.append(cpu_s[3])
@@ -90,7 +91,8 @@ def test_one_child_answers_many_and_ends_at_once() -> None:
     assert not child.well
 
 
-def test_one_that_is_not_well_is_killed() -> None:
+def test_one_that_is_not_well_is_killed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_END_S", 60.0)  # what one that is well may take to end
     argument = json.dumps(
         {"options": dataclasses.asdict(PictureOptions()), "memory_bytes": 1 << 30}
     )
@@ -101,7 +103,7 @@ def test_one_that_is_not_well_is_killed() -> None:
         child.ask(b"", None, 0.05)
     began_s = time.monotonic()
     child.end()
-    assert time.monotonic() - began_s < 3.0
+    assert time.monotonic() - began_s < 30
 
 
 def test_an_answer_nested_too_deeply_is_a_dead_child() -> None:

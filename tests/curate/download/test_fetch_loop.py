@@ -25,7 +25,7 @@ class Bench:
 
     def __init__(self, memory_bytes: int = 1 << 20, most: int = 8, **limits: Any) -> None:
         self.got: dict[Any, bytes | str] = {}
-        policy = Policy(**{"allow_hosts": LOCAL, "timeout_s": 5.0, **limits})
+        policy = Policy(**{"allow_hosts": LOCAL, "timeout_s": 30.0, **limits})
         self.desk = Desk(policy, most, memory_bytes, self._deliver, lambda: None)
         self.loop = Loop(self.desk)
 
@@ -48,7 +48,7 @@ class Bench:
         return job
 
     def turn_until(self, count: int) -> None:
-        end_s = time.monotonic() + 10
+        end_s = time.monotonic() + 60
         while len(self.got) < count and time.monotonic() < end_s:
             self.loop.turn()
         assert len(self.got) == count

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import itertools
+import math
 import resource
 import socket
 import ssl
@@ -33,9 +34,10 @@ class Run:
     """A fetcher whose results are gathered. A body is released at once, unless ``keep``."""
 
     def __init__(self, *, most: int = 64, memory_bytes: int = 64 << 20, **limits: Any) -> None:
-        policy = Policy(**{"allow_hosts": LOCAL, "timeout_s": 5.0, **limits})
+        policy = Policy(**{"allow_hosts": LOCAL, "timeout_s": 60.0, **limits})
         self.results: dict[Any, list[Body | Refused]] = {}
         self.order: list[Any] = []
+        self.ended_s: dict[Any, float] = {}
         self.keep = False
         self._some = threading.Condition()
         self._numbers = itertools.count()
@@ -47,6 +49,7 @@ class Run:
         with self._some:
             self.results.setdefault(key, []).append(result)
             self.order.append(key)
+            self.ended_s[key] = time.monotonic()
             self._some.notify_all()
         if isinstance(result, Body) and not self.keep:
             self.fetcher.release(len(result.data))
@@ -55,7 +58,7 @@ class Run:
         for url in urls:
             self.fetcher.submit(next(self._numbers), url)
 
-    def wait(self, count: int, timeout_s: float = 20.0) -> list[str]:
+    def wait(self, count: int, timeout_s: float = 90.0) -> list[str]:
         """The kind of each result ("" for a body), by key."""
         with self._some:
             assert self._some.wait_for(lambda: len(self.order) >= count, timeout_s), self.kinds()
@@ -89,6 +92,20 @@ def refusal(url: str | None, **limits: Any) -> Refused:
 def body(url: str, **limits: Any) -> bytes:
     with running(**limits) as run:
         return run.fetcher.get(url)
+
+
+def until(true: Callable[[], object]) -> None:
+    end_s = time.monotonic() + 60
+    while not true():
+        assert time.monotonic() < end_s
+        time.sleep(0.005)
+
+
+def port_of_nobody(taken: socket.socket) -> int:
+    """One that refuses all: it is taken, so that nobody else gets it, and nobody listens there."""
+    taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    taken.bind(("127.0.0.1", 0))
+    return int(taken.getsockname()[1])
 
 
 def sending(*pieces: bytes) -> Callable[[socket.socket], None]:
@@ -133,11 +150,13 @@ def test_the_address_connected_to_is_the_one_that_counts(monkeypatch: pytest.Mon
         return address != "192.0.2.1"
 
     monkeypatch.setattr("curate.download.transfer.forbidden", forbidden)
-    with running(timeout_s=0.3, allow_hosts=frozenset()) as run:
-        first, second = run("http://rebind.example/")[0], ""
-        run.fetcher.submit(1, "http://rebind.example/")
-        second = run.wait(2)[1]
-    assert first in ("timeout.connect", "connection", "refused")  # it went there
+    with running(allow_hosts=frozenset()) as run:
+        run.submit("http://rebind.example/")
+        until(lambda: checked)
+        run.submit("http://rebind.example/")
+        until(lambda: 1 in run.results)
+    first, second = run.kinds()
+    assert first in ("timeout.connect", "connection", "refused", "other")  # it went there
     assert second == "forbidden_address"
     assert checked == ["192.0.2.1", "10.0.0.1", "127.0.0.1"]
 
@@ -147,24 +166,28 @@ def test_names_that_hang_hold_up_nobody(monkeypatch: pytest.MonkeyPatch) -> None
 
     def look_up(name: str) -> list[str]:
         if name.startswith("slow"):
-            release.wait(10)
+            release.wait(100)
         return ["127.0.0.1"]
 
     monkeypatch.setattr("curate.download.names._look_up", look_up)
     with keep_alive_server(lambda path: ok(b"x")) as seen:
         port = seen.base.rpartition(":")[2]
         names = frozenset({*(f"quick{n}.example" for n in range(20))})
-        with running(timeout_s=0.6, allow_hosts=names, most=100) as run:
-            run.fetcher._desk.crowd.limit = 100
-            began_s = time.monotonic()
-            run.submit(*(f"http://slow{number}.example:{port}/" for number in range(40)))
-            run.submit(*(f"http://quick{number}.example:{port}/" for number in range(20)))
-            assert run.wait(20).count("") == 20
-            assert time.monotonic() - began_s < 0.5
-            kinds = run.wait(60)
-            assert kinds.count("timeout.connect") == 40
-            assert time.monotonic() - began_s < 2.0
-        release.set()
+        slow = [f"http://slow{number}.example:{port}/" for number in range(40)]
+        try:
+            with running(allow_hosts=names, most=100) as run:
+                run.fetcher._desk.crowd.limit = 100
+                run.submit(*slow)
+                run.submit(*(f"http://quick{number}.example:{port}/" for number in range(20)))
+                assert run.wait(20) == [""] * 20
+                assert run.fetcher.waiting() == 0
+            with running(timeout_s=0.6, allow_hosts=names, most=100) as run:
+                run.fetcher._desk.crowd.limit = 100
+                began_s = time.monotonic()
+                assert run(*slow) == ["timeout.connect"] * 40
+                assert time.monotonic() - began_s < 60
+        finally:
+            release.set()
 
 
 @pytest.mark.parametrize(
@@ -211,7 +234,7 @@ def test_a_redirect_whose_body_drips_is_followed_at_once() -> None:
     def send(connection: socket.socket) -> None:
         connection.sendall(b"HTTP/1.1 302 Found\r\nLocation: http://127.0.0.2:%d/\r\n\r\n" % port)
         with contextlib.suppress(OSError):
-            for _ in range(40):
+            for _ in range(2000):
                 time.sleep(0.05)
                 connection.sendall(b"x")
 
@@ -220,7 +243,7 @@ def test_a_redirect_whose_body_drips_is_followed_at_once() -> None:
         with raw_server(send) as base:
             began_s = time.monotonic()
             assert body(base) == b"there"
-            assert time.monotonic() - began_s < 1.0
+            assert time.monotonic() - began_s < 30
 
 
 def test_a_url_of_megabytes_ends_alone() -> None:
@@ -332,13 +355,12 @@ def test_odd_but_whole_answers_are_read(sent: bytes, expected: bytes) -> None:
 
 
 def test_nobody_listening_and_unknown_names() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert refusal(f"http://127.0.0.1:{port}/").kind == "refused"
+    with socket.socket() as taken:
+        assert refusal(f"http://127.0.0.1:{port_of_nobody(taken)}/").kind == "refused"
     with running(retries=2) as run:
         began_s = time.monotonic()
         assert run("http://nothing.invalid/") == ["dns"]
-        assert time.monotonic() - began_s < 3.0
+        assert time.monotonic() - began_s < 30
         assert run.fetcher.costs()["requests"] == 0  # the name was asked for, and that was all
     assert refusal(None).kind == "bad_url"
 
@@ -347,41 +369,54 @@ def test_nobody_listening_and_unknown_names() -> None:
 
 
 def dripping(start: bytes, piece: bytes) -> Callable[[socket.socket], None]:
+    """Sends on for minutes, or until the other side goes."""
+
     def send(connection: socket.socket) -> None:
         connection.sendall(start)
-        for _ in range(60):
-            time.sleep(0.05)
+        connection.settimeout(0.05)
+        for _ in range(4000):
+            with contextlib.suppress(TimeoutError):
+                if not connection.recv(1 << 10):
+                    return
             connection.sendall(piece)
 
     return send
 
 
-@pytest.mark.parametrize(
-    ("start", "piece", "kind"),
-    [
-        (b"", b"", "timeout.first_byte"),  # silence
-        (OK, b"X-A: b\r\n", "timeout.total"),  # endless headers
-        (OK, b"X", "timeout.total"),  # one endless header line
-        (OK + b"Content-Length: 1000\r\n\r\n", b"x", "timeout.total"),  # slow body
-        (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", "timeout.total"),
-        (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", "timeout.total"),
-        (b"HTTP/1.1 404 No\r\nContent-Length: 999\r\n\r\n", b"x", "http.404"),
-    ],
-)
-def test_a_drip_ends_at_the_deadline(start: bytes, piece: bytes, kind: str) -> None:
-    with raw_server(dripping(start, piece)) as base:
+DRIPS = [
+    (b"", b"", "timeout.first_byte"),  # silence
+    (OK, b"X-A: b\r\n", "timeout.total"),  # endless headers
+    (OK, b"X", "timeout.total"),  # one endless header line
+    (OK + b"Content-Length: 9999\r\n\r\n", b"x", "timeout.total"),  # slow body
+    (OK + b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n", "timeout.total"),
+    (b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 100 Continue\r\n\r\n", "timeout.total"),
+    (b"HTTP/1.1 404 No\r\nContent-Length: 9999\r\n\r\n", b"x", "http.404"),
+]
+
+
+def test_drips_end_at_the_deadline() -> None:
+    with contextlib.ExitStack() as stack:
+        bases = [
+            stack.enter_context(raw_server(dripping(start, piece))) for start, piece, _ in DRIPS
+        ]
+        run = stack.enter_context(running(timeout_s=2.0))
         began_s = time.monotonic()
-        assert refusal(base, timeout_s=0.4).kind == kind
-        assert 0.35 < time.monotonic() - began_s < 1.5
+        assert run(*bases) == [kind for _, _, kind in DRIPS]
+        took_s = [run.ended_s[key] - began_s for key in range(len(DRIPS))]
+    assert 1.9 < min(took_s[:-1]) <= max(took_s) < 60  # the last is known before its body is over
 
 
 def test_the_first_byte_has_a_limit_of_its_own() -> None:
-    with raw_server(dripping(b"", b"")) as base:
+    slow = OK + b"Content-Length: 40\r\n\r\n"
+    with (
+        raw_server(dripping(b"", b"")) as silent,
+        raw_server(dripping(slow, b"x")) as base,
+        running(first_byte_timeout_s=1.5) as run,
+    ):
         began_s = time.monotonic()
-        found = refusal(base, timeout_s=5.0, first_byte_timeout_s=0.3)
-        assert (found.kind, time.monotonic() - began_s < 1.5) == ("timeout.first_byte", True)
-    with raw_server(dripping(OK + b"Content-Length: 10\r\n\r\n", b"x")) as base:
-        assert body(base, timeout_s=5.0, first_byte_timeout_s=0.1) == b"x" * 10
+        assert run(silent, base) == ["timeout.first_byte", ""]
+        assert run.results[1] == [Body(b"x" * 40)]  # 2 s of them
+        assert run.ended_s[0] - began_s < 30
 
 
 def test_a_connection_that_never_comes_about() -> None:
@@ -400,12 +435,13 @@ def test_a_connection_that_never_comes_about() -> None:
 
 
 def test_redirects_share_one_deadline() -> None:
-    with keep_alive_server(
-        lambda path: answer(302, b"", f"Location: {path}x"), delay_s=0.2
-    ) as seen:
-        began_s = time.monotonic()
-        assert refusal(seen.base, timeout_s=0.5).kind == "timeout.total"
-        assert time.monotonic() - began_s < 1.5
+    def reply(path: str) -> bytes:
+        time.sleep(0.5 if len(path) > 1 else 0)
+        return answer(302, b"", f"Location: {path}x")
+
+    with keep_alive_server(reply) as seen:
+        assert refusal(seen.base, timeout_s=1.2).kind == "timeout.total"
+    assert len(seen.paths) <= 4  # 0.5 s each but for the first
 
 
 # Size and memory
@@ -447,14 +483,14 @@ def test_bodies_stay_in_the_budget_with_a_slow_consumer(way: str) -> None:
     }[way]
     with (
         keep_alive_server(lambda path: whole) as seen,
-        running(memory_bytes=budget, max_bytes=8 << 20, timeout_s=0.8) as run,
+        running(memory_bytes=budget, max_bytes=8 << 20, timeout_s=1.5) as run,
     ):
         run.keep = True
-        run.submit(*(f"{seen.base}/{number}" for number in range(40)))
+        run.submit(*(f"{seen.base}/{number}" for number in range(16)))
         released = 0
-        while released < 40:
+        while released < 16:
             run.wait(released + 1)
-            time.sleep(0.03)  # 1.2 s in all: longer than a URL's own time
+            time.sleep(0.1)  # 1.6 s in all: longer than a URL's own time
             run.fetcher.release(size)
             released += 1
         assert set(run.kinds()) == {""}
@@ -596,7 +632,7 @@ def test_a_dead_http2_connection_is_left(
         with context.wrap_socket(connection, server_side=True) as secure:
             speak_http2(secure, [], answers)
 
-    limits = {"timeout_s": 0.5, "requests_per_host": 2}
+    limits = {"timeout_s": 1.5, "requests_per_host": 2}
     with raw_server(send, scheme="https") as base, running(**limits) as run:
         assert run(*[base] * 3) == [""] * 3
         for _ in range(30):  # always some on it
@@ -612,24 +648,39 @@ def test_a_dead_http2_connection_is_left(
 
 
 def test_a_host_has_its_limit_and_does_not_hold_up_others() -> None:
+    go = threading.Event()
+
+    def held(path: str) -> bytes:
+        go.wait(60)
+        return ok(b"x")
+
     with (
-        keep_alive_server(lambda path: ok(b"x"), delay_s=0.05) as slow,
+        keep_alive_server(held) as slow,
         keep_alive_server(lambda path: ok(b"y"), host="127.0.0.2") as quick,
         running(requests_per_host=3, most=64) as run,
     ):
         run.submit(*[slow.base] * 30, *[quick.base] * 10)
+        run.wait(10)
+        assert set(run.order[:10]) == set(range(30, 40))
+        until(lambda: slow.at_once >= 3)
+        time.sleep(0.1)  # for a fourth, if there were one
+        go.set()
         run.wait(40)
     assert slow.most_at_once == 3
-    assert max(run.order.index(key) for key in range(30, 40)) < 25
+
+
+def assert_paced(times_s: list[float], began_s: float, gap_s: float) -> None:
+    """No request came sooner than its turn; how late a busy machine sees each says nothing."""
+    for number, at_s in enumerate(times_s):
+        assert at_s - began_s > gap_s * number - 0.01
 
 
 def test_a_host_has_its_rate() -> None:
     limits = {"requests_per_s_per_host": 20.0}
     with keep_alive_server(lambda path: ok(b"x")) as seen, running(**limits) as run:
+        began_s = time.monotonic()
         assert run(*[seen.base] * 8) == [""] * 8
-    gaps = [later - sooner for sooner, later in zip(seen.times_s, seen.times_s[1:], strict=False)]
-    assert min(gaps) > 0.03
-    assert sum(gaps) >= 0.33
+    assert_paced(seen.times_s, began_s, 0.05)
 
 
 def test_more_at_once_while_it_pays() -> None:
@@ -647,9 +698,8 @@ def test_order_of_start_is_that_of_submission() -> None:
 
 def test_a_dead_host_is_left_alone_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("curate.download.health._DOWN_S", 0.5)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    with running(requests_per_host=4) as run:
+    with socket.socket() as taken, running(requests_per_host=4) as run:
+        port = port_of_nobody(taken)
         kinds = run(*[f"http://127.0.0.1:{port}/"] * 200)
         assert kinds[:30] == ["refused"] * 30
         assert set(kinds) == {"refused", "host_down"}
@@ -677,9 +727,12 @@ def test_a_host_that_says_too_much_is_asked_less_and_less(
 ) -> None:
     monkeypatch.setattr("curate.download.health._FIRST_PAUSE_S", 0.1)
     with keep_alive_server(lambda path: answer(429)) as seen, running(requests_per_host=2) as run:
+        began_s = time.monotonic()
         run.submit(*[seen.base] * 100)
         time.sleep(1.0)
-        assert len(seen.paths) <= 2 * 5  # after 0, 0.1, 0.3, 0.7 s
+        asked, passed_s = len(seen.paths), time.monotonic() - began_s
+        # After 0, 0.1, 0.3, 0.7, ... s: 4 times in 1 s.
+        assert asked <= 2 * (2 + int(math.log2(passed_s / 0.1 + 1)))
         run.fetcher.close()
 
 
@@ -723,7 +776,7 @@ def test_retry_after_holds_the_whole_host() -> None:
         run.submit(*[seen.base] * 3, *[other.base] * 3)
         assert run.wait(6) == ["http.429", "", "", "", "", ""]
     assert seen.times_s[1] - seen.times_s[0] > 0.9
-    assert other.times_s[-1] - seen.times_s[0] < 0.9
+    assert other.times_s[-1] < seen.times_s[1]
 
 
 def test_a_waiting_retry_holds_no_slot() -> None:
@@ -733,7 +786,7 @@ def test_a_waiting_retry_holds_no_slot() -> None:
     with keep_alive_server(reply) as seen, running(most=1, retries=1) as run:
         run.submit(seen.base + "/bad", *[seen.base] * 20)
         run.wait(21)
-    assert run.order[-1] == 0
+    assert run.order.index(0) > 2  # where it held the slot, it would come first
     assert run.kinds()[0] == "http.500"
 
 
@@ -802,8 +855,7 @@ def test_a_crawl_delay_is_kept() -> None:
 
     with keep_alive_server(reply) as seen, running(robots_txt=True) as run:
         assert run(*[seen.base] * 4) == [""] * 4
-    gaps = [later - sooner for sooner, later in zip(seen.times_s[1:], seen.times_s[2:])]
-    assert min(gaps) > 0.15
+    assert_paced(seen.times_s[1:], seen.times_s[0], 0.2)
 
 
 def test_a_robots_txt_that_leads_to_a_private_address_is_a_refusal_by_robots() -> None:
@@ -828,20 +880,20 @@ def test_the_thread_ends_when_idle_and_starts_again(monkeypatch: pytest.MonkeyPa
             run.wait(round_number)
             thread = run.fetcher._thread
             if thread is not None:
-                thread.join(5)
+                thread.join(60)
             assert run.fetcher._thread is None
             assert run.fetcher._loop is None
         assert run.kinds() == [""] * 3
 
 
 def test_closing_ends_everything_and_every_url_once() -> None:
-    with keep_alive_server(lambda path: ok(b"x"), delay_s=0.3) as seen:
+    with keep_alive_server(lambda path: ok(b"x"), delay_s=50.0) as seen:
         run = Run(most=8)
         run.submit(*[seen.base] * 100, None)
-        time.sleep(0.1)
+        until(lambda: seen.at_once)
         began_s = time.monotonic()
         run.fetcher.close()
-        assert time.monotonic() - began_s < 2.0
+        assert time.monotonic() - began_s < 30
         kinds = run.kinds()
         assert len(kinds) == 101
         assert kinds.count("other") >= 90
@@ -869,7 +921,7 @@ def test_a_consumer_that_raises_does_not_stop_the_others(
         )
         for key in range(5):
             fetcher.submit(key, seen.base)
-        assert every.wait(10)
+        assert every.wait(60)
         fetcher.close()
     assert sorted(ended) == list(range(5))
     assert "the consumer's own" in capsys.readouterr().err
@@ -903,7 +955,7 @@ def test_blocking_gets_from_many_threads() -> None:
         for thread in threads:
             thread.start()
         for thread in threads:
-            thread.join(10)
+            thread.join(60)
         assert found == {number: f"/{number}".encode() for number in range(20)}
         assert run.fetcher._desk.memory.handed_out_bytes <= 60
 
@@ -913,7 +965,7 @@ def test_many_urls_wait_without_cost() -> None:
         run = Run(requests_per_host=1)
         began_s = time.monotonic()
         run.submit(*[seen.base + "/x"] * 20_000)
-        assert time.monotonic() - began_s < 2.0
+        assert time.monotonic() - began_s < 30  # 0.1 here; walking the queue would take minutes
         assert run.fetcher.waiting() > 19_000
         run.fetcher.close()
         assert len(run.order) == 20_000

@@ -33,7 +33,7 @@ def make() -> Iterator[Make]:
 
     def one(retries: int = 0, **options: Any) -> Img2datasetEngine:
         asked = {"image_size": 32, "encode_format": "png", "encode_quality": 1, **options}
-        policy = Policy(timeout_s=5.0, allow_hosts=frozenset({"127.0.0.1"}), retries=retries)
+        policy = Policy(timeout_s=30.0, allow_hosts=frozenset({"127.0.0.1"}), retries=retries)
         opened.append(
             Img2datasetEngine(
                 policy, PictureOptions(**asked), thread_count=8, memory_bytes=64 << 20
@@ -173,7 +173,7 @@ def test_nothing_is_left_behind(tmp_path: Path) -> None:
         env={"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
     assert list(tmp_path.iterdir()) == []

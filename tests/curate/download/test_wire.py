@@ -46,7 +46,7 @@ def test_requests_end_with_their_code_and_connections_are_kept() -> None:
             assert sum(map(len, bodies)) == 200_000 * (round_number + 1)
         assert seen.connections <= 3  # of 6 requests; two at once may have needed one more
         wire.close()
-    end_s = time.monotonic() + 5
+    end_s = time.monotonic() + 60
     while files_open() > before and time.monotonic() < end_s:
         time.sleep(0.01)  # the server's side closes in threads of its own
     assert files_open() <= before
@@ -54,13 +54,13 @@ def test_requests_end_with_their_code_and_connections_are_kept() -> None:
 
 def test_waking_ends_a_wait_that_goes_on_or_comes() -> None:
     wire = Wire(8)
-    threading.Timer(0.1, wire.wake).start()
     began_s = time.monotonic()
-    wire.wait(5.0)
-    assert 0.05 < time.monotonic() - began_s < 2.0
+    threading.Timer(0.1, wire.wake).start()
+    wire.wait(60.0)
+    assert 0.05 < time.monotonic() - began_s < 30
     for _ in range(10_000):
         wire.wake()
-    wire.wait(5.0)
+    wire.wait(60.0)
     began_s = time.monotonic()
     wire.wait(0.1)
     assert time.monotonic() - began_s > 0.05
@@ -78,12 +78,12 @@ def test_a_wake_while_another_is_read_is_not_lost(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr("curate.download.wire.os.read", read)
     wire.wake()
-    wire.wait(5.0)
+    wire.wait(60.0)
     monkeypatch.setattr("curate.download.wire.os.read", real)
     wire.wake()
     began_s = time.monotonic()
-    wire.wait(5.0)
-    assert time.monotonic() - began_s < 1.0
+    wire.wait(60.0)
+    assert time.monotonic() - began_s < 30
     wire.close()
 
 
@@ -104,10 +104,10 @@ def test_waking_from_many_threads_at_once() -> None:
     longest_s = 0.0
     while time.monotonic() < end_s:
         began_s = time.monotonic()
-        wire.wait(3.0)
+        wire.wait(60.0)
         longest_s = max(longest_s, time.monotonic() - began_s)
     stop.set()
     for thread in threads:
-        thread.join(5)
-    assert longest_s < 2.0
+        thread.join(60)
+    assert longest_s < 30
     wire.close()

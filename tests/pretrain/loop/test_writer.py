@@ -15,7 +15,7 @@ def test_what_is_written_is_what_the_tensors_held_at_the_step() -> None:
     go, written = threading.Event(), []
 
     def write(content: dict[str, Any]) -> None:
-        assert go.wait(10)
+        assert go.wait(60)
         written.append(content["nest"]["list"][0].tolist())
 
     rows = torch.zeros(3)
@@ -36,7 +36,7 @@ def test_the_next_one_waits_for_the_one_in_flight() -> None:
 
     def write(content: dict[str, Any]) -> None:
         order.append(f"begin {content['n']}")
-        assert go.wait(10)
+        assert go.wait(60)
         order.append(f"end {content['n']}")
 
     writer = Writer(write)
@@ -77,7 +77,7 @@ def test_settling_waits_and_says_nothing() -> None:
     go, done = threading.Event(), []
 
     def write(content: dict[str, Any]) -> None:
-        assert go.wait(10)
+        assert go.wait(60)
         done.append(1)
         raise OSError(28, "No space left on device")
 
