@@ -2,19 +2,23 @@
 
 No wall-clock times, owners or PAX records are written, so equal content is equal bytes. On
 reading, a header whose checksum is wrong, a truncated member or a missing end is an error that
-names file and offset; webdataset, open_clip and Ray Data drop the rest of such a tar silently.
+names file and offset; webdataset, open_clip and Ray Data drop the rest of such a tar silently. So is
+a tail of zeros longer than any writer pads with: a file of full size whose download was not finished.
 ``survey`` names the damage too, and goes on behind it at the next header whose checksum is right.
 """
 
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
 BLOCK_BYTES = 512
 END = b"\0" * (2 * BLOCK_BYTES)
+# Writers fill the last record: none (Go, Rust, ours), or 10,240 bytes (GNU tar, bsdtar, Python's tarfile and
+# so webdataset), or more where told to. Two empty blocks, and a record of 64 KiB.
+MOST_PADDING_BYTES = len(END) + (1 << 16)
 _MAX_NAME_BYTES = 100
 _OWNER = b"0000644\0" + b"0000000\0" * 2  # mode, uid, gid
 _TIME = b"\0" + b"0" * 11 + b"\0"  # the end of the size, then the time
@@ -32,6 +36,10 @@ class TarDamage(Exception):
     def __init__(self, message: str, offset: int = 0) -> None:
         super().__init__(message)
         self.offset = offset
+
+
+class Unfinished(TarDamage):
+    """Zeros up to the file's end, more than any writer pads with. They may begin in the member before."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +78,7 @@ class Gap:
     offset: int
     end: int
     fault: str
+    is_zeros: bool = False  # up to the end of a file that was not finished
 
 
 def walk(file: IO[Any], path: str) -> Iterator[Member]:
@@ -81,16 +90,16 @@ def survey(file: IO[Any], path: str) -> Iterator[Member | Gap]:
     """Every regular file of a tar that may be damaged, and the gaps between them, in order."""
     start: int | None = 0
     while start is not None:
-        fault = ""
+        fault, is_zeros = "", False
         try:
-            yield from _walk(file, path, start)
-            gap = file.tell() - BLOCK_BYTES
+            gap = yield from _walk(file, path, start)
         except TarDamage as found:
-            fault, gap = str(found), found.offset
-        start = _next_header(file, path, gap + BLOCK_BYTES)
+            fault, gap, is_zeros = str(found), found.offset, isinstance(found, Unfinished)
+        start = None if is_zeros else _next_header(file, path, gap + BLOCK_BYTES)
         if fault or start is not None:
             end = file.seek(0, 2) if start is None else start
-            yield Gap(gap, end, fault or f"{path}: empty blocks at byte {gap}, not at the end")
+            fault = fault or f"{path}: empty blocks at byte {gap}, not at the end"
+            yield Gap(gap, end, fault, is_zeros)
 
 
 def _next_header(file: IO[Any], path: str, offset: int) -> int | None:
@@ -112,7 +121,8 @@ def _is_header(block: bytes, path: str) -> bool:
         return False
 
 
-def _walk(file: IO[Any], path: str, start: int) -> Iterator[Member]:
+def _walk(file: IO[Any], path: str, start: int) -> Generator[Member, None, int]:
+    """The members from ``start`` on; returns where the empty block stands that ends them."""
     offset = file.seek(start)
     long_name: str | None = None
     while (head := _next(file.read(BLOCK_BYTES), path, offset)) is not None:
@@ -129,6 +139,22 @@ def _walk(file: IO[Any], path: str, start: int) -> Iterator[Member]:
             yield Member(long_name or head.name, offset + BLOCK_BYTES, head.size, data)
             long_name = None
         offset += BLOCK_BYTES + head.size + (-head.size % BLOCK_BYTES)
+    _refuse_zeros(file, path, offset)
+    return offset
+
+
+def _refuse_zeros(file: IO[Any], path: str, offset: int) -> None:
+    """Raise Unfinished where all is zeros behind the empty block at ``offset``, and too much for padding."""
+    count = BLOCK_BYTES
+    while found := file.read(_SCAN_BYTES):
+        if found != bytes(len(found)):
+            return
+        count += len(found)
+    if count > MOST_PADDING_BYTES:
+        raise Unfinished(
+            f"{path}: the rest from byte {offset} is {count} bytes of zeros: the download was not finished",
+            offset,
+        )
 
 
 def places(file: IO[Any], path: str) -> Iterator[tuple[str, int, int]]:

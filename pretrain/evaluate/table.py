@@ -16,12 +16,20 @@ Figures = Mapping[str, float]
 
 def json_line(name: str, figures: Figures, context: Mapping[str, Any] | None = None) -> str:
     """One line of metrics.jsonl: ``{"eval": name, **context, **figures}``, a newline at its end."""
-    return json.dumps({"eval": name, **(context or {}), **figures}, ensure_ascii=False) + "\n"
+    line = {"eval": name, **(context or {}), **finite(figures)}
+    return json.dumps(line, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def finite(figures: Figures) -> dict[str, Any]:
+    """Figures as JSON can hold them: null for NaN and infinity, and ``not_finite`` says which each was."""
+    odd = {figure: str(value) for figure, value in figures.items() if not math.isfinite(value)}
+    found = {figure: None if figure in odd else value for figure, value in figures.items()}
+    return {**found, "not_finite": odd} if odd else found
 
 
 def shown(figure: str, value: float | None) -> str:
     """A figure as a person reads it: ``12.3 %``, ``1,000``, or a dash where there is none."""
-    if value is None or math.isnan(value):
+    if value is None or not math.isfinite(value):
         return "–"
     return f"{value:,.0f}" if figure.startswith("n_") else f"{100 * value:.1f} %"
 

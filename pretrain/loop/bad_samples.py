@@ -31,7 +31,7 @@ def named(readers: Sequence[TarSet]) -> list[str]:
 
 
 def refuse_lost(readers: Sequence[TarSet], max_frac: float) -> None:
-    """Raise ValueError for a set that has lost more: such samples are never drawn, so no count shows them."""
+    """Raise ValueError for a set that has lost more: what is never drawn shows in no count, the rest only late."""
     for reader in readers:
         if (lost := reader.lost_frac()) > max_frac:
             raise ValueError(
@@ -69,23 +69,49 @@ class Replaced:
 
 
 class BadShare:
-    """Watches counts that are equal on all ranks. In memory alone: after a resume the window begins anew."""
+    """Watches counts that are equal on all ranks. ``marks`` are those of the checkpoint that is resumed from.
 
-    def __init__(self, max_frac: float, seen: int, bad: int) -> None:
+    So a run that is killed often is judged like one that is not. Where that window is too bad already, the
+    shards may have been repaired: what comes after it must be too bad as well.
+    """
+
+    def __init__(
+        self, max_frac: float, seen: int, bad: int, marks: Sequence[Sequence[int]] = ()
+    ) -> None:
         self.max_frac = max_frac
-        self.marks = deque([(seen, bad)])  # the first is where the window begins
+        # The first is where the window begins.
+        self.marks = deque((before, found) for before, found in marks or [(seen, bad)])
+        self._doubt: tuple[int, int] | None = None
+        if self._lately(seen, bad):
+            self._doubt = seen, bad
+
+    def saved(self) -> list[list[int]]:
+        """The window, to be given back as ``marks``."""
+        return [list(mark) for mark in self.marks]
 
     def fault(self, seen: int, bad: int) -> str:
         """Which share is too large, in words; empty while none is. ``seen`` and ``bad`` are of the whole run."""
         if bad > self.max_frac * max(seen, ENOUGH_SAMPLES):
             return f"{bad} of {seen} samples could not be used"
-        width = max(LATELY_SAMPLES, int(LATELY_FRAC * seen))
+        width = _width(seen)
         if seen - self.marks[-1][0] >= width / _MARKS:
             self.marks.append((seen, bad))
         while len(self.marks) > 1 and self.marks[1][0] <= seen - width:
             self.marks.popleft()
+        return self._lately(seen, bad)
+
+    def _lately(self, seen: int, bad: int) -> str:
+        if self._doubt:
+            since, known = self._doubt
+            if bad - known <= self.max_frac * max(seen - since, ENOUGH_SAMPLES):
+                return ""
         begun, before = self.marks[0]
-        allowed = self.max_frac * max(seen - begun, width)
+        allowed = self.max_frac * max(seen - begun, _width(seen))
         if bad - before > allowed + _SPREADS * math.sqrt(allowed):
             return f"{bad - before} of the last {seen - begun} samples could not be used"
         return ""
+
+
+def _width(seen: int) -> int:
+    """Of the window, in samples."""
+    return max(LATELY_SAMPLES, int(LATELY_FRAC * seen))

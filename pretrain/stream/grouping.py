@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -49,6 +49,7 @@ class Rows:
     keys: bytes  # utf-8, one after another
     faults: dict[int, tuple[str, str]] = field(default_factory=dict)
     damage: Damage | None = None  # of a tar that was walked
+    end_bytes: int = 0  # the least size of the tar that an index tells of
 
     def key(self, row: int) -> str:
         ends = self.sample["key_end"]
@@ -67,10 +68,15 @@ def walk(name: str, file: IO[Any]) -> Rows:
     """The samples of a tar that has no index, by reading all of it; ``name`` is for messages."""
     members: list[tuple[str, str, int, int, int]] = []
     gaps: list[tuple[int, tars.Gap]] = []
+    last: tars.Member | None = None
     for found in tars.survey(file, name):
         if isinstance(found, tars.Gap):
+            if found.is_zeros and last and last.data.endswith(b"\0"):  # they begin in its data
+                found = replace(found, offset=last.offset - tars.BLOCK_BYTES)
+                members = [one for one in members if one[2] < last.offset]
             gaps.append((len(members), found))
             continue
+        last = found
         key, member = shards.split_name(found.name)
         if member in _MEMBERS:
             key = key.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
@@ -89,11 +95,13 @@ def walk(name: str, file: IO[Any]) -> Rows:
 
 def _damage(name: str, file: IO[Any], gaps: Sequence[tars.Gap]) -> Damage:
     tar_bytes = file.seek(0, 2)
-    file.seek(max(0, tar_bytes - len(tars.END)))
-    is_cut = gaps[-1].end == tar_bytes and file.read() != tars.END
+    file.seek(max(0, tar_bytes - tars.MOST_PADDING_BYTES - 1))
+    tail = file.read()
+    ends = tail.endswith(tars.END) and (tail.strip(b"\0") or len(tail) <= tars.MOST_PADDING_BYTES)
+    is_cut = gaps[-1].end == tar_bytes and not ends
     shown = gaps[-1 if is_cut else 0]
     told = f"{name}: bytes {shown.offset} to {shown.end} hold no sample: {_fault(name, shown)}"
-    told += "; what follows is lost" if is_cut else ""
+    told += "; what follows is lost" if is_cut and not shown.is_zeros else ""
     told += f" (and {len(gaps) - 1} more such places)" if len(gaps) > 1 else ""
     return Damage(told, sum(gap.end - gap.offset for gap in gaps), tar_bytes, is_cut)
 

@@ -15,14 +15,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
-from typing import IO, Any
+from dataclasses import dataclass, field, replace
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.contract import shards, storage
+from curate.contract import shards, storage, tars
 from pretrain.stream import cache, grouping
 from pretrain.stream.grouping import Damage, Rows
 from pretrain.stream.remote import Copies, Unreachable, on_disk
@@ -33,20 +34,29 @@ _SMALL_TARS_BYTES = 64 << 20  # walked in a moment, so nothing is kept of them
 _BATCH_ROWS = 1 << 16
 _WALKERS = 8
 _ASKED_AT_ONCE = 32  # what a server has of each tar
-_FORMAT = 2  # of what is kept: raise it when grouping.SAMPLE or its rules change
-_COUNTS = np.dtype([("samples", "<i8"), ("key_bytes", "<i8")])
+_FORMAT = 3  # of what is kept: raise it when grouping.SAMPLE or its rules change
+_COUNTS = np.dtype([("samples", "<i8"), ("key_bytes", "<i8"), ("end_bytes", "<i8")])
+
+
+class Cut(NamedTuple):
+    """A shard that is shorter than its index says."""
+
+    told: str
+    samples: int  # of those that the index names, so many are not there, or not whole
 
 
 @dataclass(frozen=True)
 class Index:
     """The index of one set. ``names`` and ``paths`` are the shards', in order.
 
+    ``cut``: shards that ``index.parquet`` names and that are too short, as far as their size was known.
     ``fingerprint`` is a sha256 over every sample's key, sizes and checksums: equal for equal content.
     """
 
     names: tuple[str, ...]
     paths: tuple[str, ...]
     found: cache.Arrays
+    cut: dict[int, Cut] = field(default_factory=dict)
     _starts: np.ndarray = field(init=False)  # int64 (shards + 1, 2): the first sample and key byte
 
     def __post_init__(self) -> None:
@@ -78,12 +88,15 @@ class Index:
         return {int(s): Damage(*found) for s, found in self.found.about["damage"].items()}
 
     def lost_frac(self) -> float:
-        """Estimated share of the set that is lost without a place among the samples: 0 to 1.
+        """Share of the set that is known to be lost: 0 to 1. Where no index names the samples it is an estimate.
 
         A damaged tar lost as its unreadable bytes would hold of samples like its others; one that is cut
         at least what it lacks of the median of the undamaged ones (with none of these, of the largest).
         """
         damage, own = self.damage, self.counts
+        if self.cut:
+            gone = sum(found.samples for found in self.cut.values())
+            return gone / float(own.sum()) if gone > 1 else 0.0
         faulty = {shard: len(self.found.about["faults"].get(str(shard), ())) for shard in damage}
         whole = np.delete(own, list(damage))
         typical = float(np.median(whole)) if len(whole) else float(own.max(initial=0))
@@ -99,6 +112,26 @@ class Index:
             )  # those have a place, and weigh when they are read
         # One sample is not judged by an estimate.
         return lost / (float(own.sum()) + lost) if lost > 1 else 0.0
+
+    @property
+    def told(self) -> list[str]:
+        """A line for each damaged shard."""
+        walked = [found.told for found in self.damage.values()]
+        return walked + [found.told for found in self.cut.values()]
+
+    def cut_at(self, shard: int, size_bytes: int) -> Cut | None:
+        """What a shard of this size lacks of what ``index.parquet`` names; None where it is whole."""
+        end_bytes = int(self.found["shard"]["end_bytes"][shard])
+        if size_bytes >= end_bytes:
+            return None
+        sample = self.found["sample"][self._starts[shard, 0] : self._starts[shard + 1, 0]]
+        ends = (sample["offset"] + sample["size"]).max(axis=1)
+        lost = int((ends > size_bytes).sum())
+        told = (
+            f"{self.names[shard]}: ends at byte {size_bytes}, by its index not before {end_bytes}: "
+            f"{lost} of its {len(sample)} samples are cut off"
+        )
+        return Cut(told, lost)
 
     def rows(self, shard: int) -> Rows:
         """The samples of one shard, copied out of the index."""
@@ -171,17 +204,54 @@ def _from_parquet(path: str, table: str, root: str) -> Index:
         there = {name: storage.join(path, name) for name in names}
     missing = sorted(set(names) - set(there))
     if missing:
-        raise ValueError(
-            f"{table} names {missing[0]}, which is not there. "
-            "hint: the folder was copied incompletely; copy it again or run `clip-pipe curate` again"
-        )
+        raise ValueError(_missing(table, missing))
     unnamed = sorted(set(there) - set(names))
     if unnamed:
         _logger.warning(
             "%s: %d tars of the folder, such as %s, are not in it and are not read; "
             "move it away and the tars are walked", table, len(unnamed), unnamed[0]
         )  # fmt: skip
-    return Index(tuple(names), tuple(there[name] for name in names), found)
+    index = Index(tuple(names), tuple(there[name] for name in names), found)
+    sizes = _sizes(path, table, index)
+    cuts = {shard: index.cut_at(shard, size) for shard, size in enumerate(sizes) if size >= 0}
+    return replace(index, cut={shard: cut for shard, cut in cuts.items() if cut})
+
+
+def _missing(table: str, names: list[str]) -> str:
+    more = f" (nor are {len(names) - 1} more)" if len(names) > 1 else ""
+    return (
+        f"{table} names {names[0]}, which is not there{more}. "
+        "hint: the folder was copied incompletely; copy it again or run `clip-pipe curate` again"
+    )
+
+
+def _sizes(path: str, table: str, index: Index) -> list[int]:
+    """Bytes of each shard; -1 where that would take a request for each. Raises ValueError for one that is not there."""
+    if not all(map(on_disk, index.paths)):
+        try:
+            listed = storage.sizes(path)
+        # Filesystems raise what they like; what is not known now is seen when a copy is there.
+        except Exception:
+            listed = {}
+        return [listed.get(where, -1) for where in index.paths]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        # Of each thread a slice: a task for each file would cost more than the disk's own answer.
+        slices = [index.paths[n::_ASKED_AT_ONCE] for n in range(_ASKED_AT_ONCE)]
+        found = list(pool.map(lambda paths: [*map(_size, paths)], slices))
+    sizes = [found[n % _ASKED_AT_ONCE][n // _ASKED_AT_ONCE] for n in range(len(index.paths))]
+    gone = [name for name, size in zip(index.names, sizes, strict=True) if size is None]
+    if gone:  # a link that leads nowhere
+        raise ValueError(_missing(table, gone))
+    return [size if size is not None else -1 for size in sizes]
+
+
+def _size(path: str) -> int | None:
+    try:
+        return storage.size_bytes(path)
+    except FileNotFoundError:
+        return None
+    except OSError:  # of the disk itself: named when the shard is read
+        return -1
 
 
 def _made_once(root: str, place: str) -> AbstractContextManager[bool | None]:
@@ -231,7 +301,10 @@ def _grouped(pieces: list[pa.Table], done: set[str], table: str) -> tuple[str, R
             f"{table}: rows of {name} stand in several places. hint: sort it by shard, or move it away and the tars are walked"
         )
     done.add(name)
-    return name, grouping.rows_of(name, whole)
+    rows = grouping.rows_of(name, whole)
+    last = int(pc.max(pc.add(whole["offset"], whole["size"])).as_py())
+    rows.end_bytes = last + -last % tars.BLOCK_BYTES + len(tars.END)
+    return name, rows
 
 
 def _collect(found: Iterator[tuple[str, Rows]], put: cache.Put) -> dict[str, Any]:
@@ -250,25 +323,25 @@ def _collect(found: Iterator[tuple[str, Rows]], put: cache.Put) -> dict[str, Any
         names.append(name)
         digest.update(name.encode() + b"\0" + rows.digest())
         put({"sample": rows.sample, "key": np.frombuffer(rows.keys, np.uint8)})
-        put({"shard": np.array([(len(rows.sample), len(rows.keys))], _COUNTS)})
+        put({"shard": np.array([(len(rows.sample), len(rows.keys), rows.end_bytes)], _COUNTS)})
     return {"names": names, "faults": faults, "damage": damage, "fingerprint": digest.hexdigest()}
 
 
 def _walked(path: str, root: str, copies: Copies) -> Index:
     """The index of tars that have none: each is read once on this machine, whoever comes first."""
-    tars = shards.tar_names(path)
+    there = shards.tar_names(path)
     with ThreadPoolExecutor(_ASKED_AT_ONCE if storage.is_url(path) else 1) as pool:
-        marks = dict(zip(tars, pool.map(_mark, tars.values()), strict=True))
+        marks = dict(zip(there, pool.map(_mark, there.values()), strict=True))
     sizes = sum(size for size, _ in marks.values())
     if sizes <= _SMALL_TARS_BYTES:
-        pairs = ((name, _walk(name, where, copies)) for name, where in tars.items())
+        pairs = ((name, _walk(name, where, copies)) for name, where in there.items())
         made = cache.arrays("", lambda put: _collect(pairs, put))
-        return Index(tuple(tars), tuple(tars.values()), made)
+        return Index(tuple(there), tuple(there.values()), made)
     files = {
         name: os.path.join(
             root, "tar", cache.key(_FORMAT, storage.absolute(where), *marks[name]) + ".npz"
         )
-        for name, where in tars.items()
+        for name, where in there.items()
     }
     missing = [name for name, file in files.items() if not os.path.exists(file)]
     if missing:
@@ -277,7 +350,7 @@ def _walked(path: str, root: str, copies: Copies) -> Index:
     turn = os.getpid() * 7919 % max(1, len(missing))
     with ThreadPoolExecutor(min(_WALKERS, os.cpu_count() or 1)) as pool:
         for _ in pool.map(
-            lambda name: _keep_walk(name, tars[name], files[name], root, copies),
+            lambda name: _keep_walk(name, there[name], files[name], root, copies),
             missing[turn:] + missing[:turn],
         ):
             pass
@@ -286,7 +359,7 @@ def _walked(path: str, root: str, copies: Copies) -> Index:
         made = cache.arrays(
             place, lambda put: _collect(((n, _read_walk(f)) for n, f in files.items()), put)
         )
-    return Index(tuple(tars), tuple(tars.values()), made)
+    return Index(tuple(there), tuple(there.values()), made)
 
 
 def _mark(path: str) -> tuple[int, str]:

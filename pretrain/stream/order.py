@@ -13,6 +13,7 @@ not to change between versions.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -193,6 +194,19 @@ def _mixture_block(mixture: Mixture, block: int) -> tuple[np.ndarray, np.ndarray
     for source, count in enumerate(counts):
         ranks[sources == source] = np.arange(count)
     return counts, sources, ranks
+
+
+def repeats(sets: Sequence[tuple[str, int, float]], global_batch: int) -> list[str]:
+    """A line for each set too small for such batches. ``sets`` has path, samples (0: not known) and weight."""
+    whole = sum(weight for _, _, weight in sets)
+    wanted = [math.ceil(global_batch * weight / whole) for _, _, weight in sets]
+    return [
+        f"{path}: {samples:,} samples, and of each global batch {taken:,} are drawn from it: a batch has pairs "
+        "twice, and a contrastive loss takes the one for wrong beside the other. "
+        "hint: a smaller global_batch, or more samples"
+        for (path, samples, _), taken in zip(sets, wanted, strict=True)
+        if 0 < samples < taken
+    ]
 
 
 def local_rows(samples_seen: int, global_batch: int, rank: int, world: int) -> range:

@@ -90,6 +90,7 @@ class TarSet(Reader):
         self._pid = os.getpid()
         self._owner = files.owner()
         self._held: OrderedDict[int, _Shard] = OrderedDict()
+        self._looked: set[int] = set()  # remote shards whose copies were compared with the index
 
     def __len__(self) -> int:
         return int(self._starts[-1])
@@ -109,10 +110,10 @@ class TarSet(Reader):
     @property
     def damage(self) -> list[str]:
         """A line for each damaged shard: its name, the bytes, and what is wrong."""
-        return [found.told for found in self._index.damage.values()]
+        return self._index.told
 
     def lost_frac(self) -> float:
-        """Estimated share of the set that is lost and has no place among the samples."""
+        """Share of the set that is known to be lost; an estimate where no index names the samples."""
         return self._index.lost_frac()
 
     def read(self, number: int) -> Sample:
@@ -306,11 +307,21 @@ class TarSet(Reader):
 
     def _file(self, shard: int) -> int:
         """An open descriptor; read by place, so that nothing hangs on where others had read."""
-        path = self._index.paths[shard]
-        return files.SHARED.get(self._owner, shard, lambda: self._copies.open(path))
+        return files.SHARED.get(self._owner, shard, lambda: self._open(shard))
+
+    def _open(self, shard: int) -> int:
+        found = self._copies.open(self._index.paths[shard])
+        # No listing may have told the size of what is remote.
+        if not self._all_on_disk and shard not in self._looked:
+            self._looked.add(shard)
+            cut = self._index.cut_at(shard, os.fstat(found).st_size)
+            if cut and shard not in self._index.cut:
+                _logger.warning("%s", cut.told)
+        return found
 
     def __getstate__(self) -> dict[str, Any]:
-        return {n: v for n, v in self.__dict__.items() if n not in ("_pid", "_owner", "_held")}
+        own = ("_pid", "_owner", "_held", "_looked")
+        return {n: v for n, v in self.__dict__.items() if n not in own}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -203,3 +203,48 @@ def test_what_is_no_tar_is_one_gap() -> None:
     names, gaps = survey(page)
     assert not names
     assert [(gap.offset, gap.end) for gap in gaps] == [(0, len(page))]
+
+
+@pytest.mark.parametrize("record", [1024, 10_240, 65_536])
+@pytest.mark.parametrize("members", [0, 1, 7])
+def test_the_padding_of_any_writer_is_an_end(record: int, members: int) -> None:
+    buffer = io.BytesIO()
+    plain = [(f"{n}.jpg", bytes([n + 1]) * (700 + n * 1500)) for n in range(members)]
+    buffer.write(tar_of(plain))
+    buffer.write(bytes(-buffer.tell() % record))
+    names = [name for name, _ in plain]
+    assert survey(buffer.getvalue()) == (names, [])
+    buffer.seek(0)
+    assert [member.name for member in tars.walk(buffer, "t.tar")] == names
+
+
+def test_padding_of_pythons_own_writer_is_an_end() -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        info = tarfile.TarInfo("a.jpg")
+        info.size = (
+            9 * 512
+        )  # its header and data leave one block of the record: the longest padding
+        tar.addfile(info, io.BytesIO(b"x" * info.size))
+    assert survey(buffer.getvalue()) == (["a.jpg"], [])
+
+
+@pytest.mark.parametrize("odd", [0, 300])
+def test_a_tail_of_zeros_is_a_download_that_was_not_finished(odd: int) -> None:
+    whole = b"".join(tars.member(name, data) for name, data in MEMBERS[:2])
+    zeros = tars.MOST_PADDING_BYTES + 512 + odd
+    told = f"t.tar: the rest from byte {len(whole)} is {zeros} bytes of zeros: the download was not finished"
+    names, gaps = survey(whole + bytes(zeros))
+    assert names == ["0.jpg", "1.jpg"]
+    assert gaps == [tars.Gap(len(whole), len(whole) + zeros, told, is_zeros=True)]
+    with pytest.raises(tars.TarDamage, match=told) as fault:
+        list(tars.walk(io.BytesIO(whole + bytes(zeros)), "t.tar"))
+    assert fault.value.offset == len(whole)
+
+
+def test_zeros_before_more_members_are_no_unfinished_download() -> None:
+    data = tar_of(MEMBERS[:2]) + bytes(1 << 20) + tar_of(MEMBERS[2:])
+    names, gaps = survey(data)
+    assert names == [name for name, _ in MEMBERS]
+    assert [(gap.end - gap.offset > 1 << 20, gap.is_zeros) for gap in gaps] == [(True, False)]
+    assert len(list(tars.walk(io.BytesIO(data), "t.tar"))) == 2

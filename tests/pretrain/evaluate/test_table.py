@@ -37,3 +37,17 @@ def test_a_line_of_metrics_is_json() -> None:
     line = table.json_line("zéro", {"top1": 0.5}, {"samples_seen": 7})
     assert line.endswith("}\n")
     assert json.loads(line) == {"eval": "zéro", "samples_seen": 7, "top1": 0.5}
+
+
+def test_figures_that_are_not_finite_are_null_and_say_what_they_were() -> None:
+    figures = {"top1": float("nan"), "top5": float("inf"), "n_bad": 3}
+    line = table.json_line("z", figures)
+    assert json.loads(line, parse_constant=None) == {
+        "eval": "z",
+        "top1": None,
+        "top5": None,
+        "n_bad": 3,
+        "not_finite": {"top1": "nan", "top5": "inf"},
+    }
+    assert "NaN" not in line
+    assert table.shown("top5", float("inf")) == "–"

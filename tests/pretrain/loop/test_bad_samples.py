@@ -1,5 +1,7 @@
 """A run that turns bad late is stopped soon; one that is as bad as allowed, throughout, is not."""
 
+import json
+
 import numpy as np
 
 from pretrain.loop import bad_samples
@@ -74,3 +76,33 @@ def test_ten_damaged_shards_are_named():
 
     found = bad_samples.named([Damaged(), Damaged()])
     assert found == [*Damaged.damage, *Damaged.damage[:3], "and 4 more damaged shards"]
+
+
+def resumed(watch, seen, bad):
+    """As a run that was killed and goes on from its checkpoint."""
+    return BadShare(watch.max_frac, seen, bad, json.loads(json.dumps(watch.saved())))
+
+
+def test_a_run_that_is_killed_often_is_stopped_like_one_that_is_not():
+    stopped = []
+    for is_killed in (False, True):
+        seen, bad, steps = 10**6, 0, 0
+        watch = BadShare(0.01, seen, bad)
+        while seen < 2 * 10**6:
+            seen, bad, steps = seen + 1_000, bad + 50, steps + 1  # 5 %
+            if is_killed and steps % 7 == 0:  # with a checkpoint at most a line of the log behind
+                watch = resumed(watch, seen, bad)
+            if steps % 4 == 0 and watch.fault(seen, bad):
+                break
+        stopped.append(seen)
+    assert stopped == [1_024_000, 1_024_000]
+
+
+def test_a_window_that_was_too_bad_already_stops_no_run_whose_shards_were_repaired():
+    watch = BadShare(0.01, 10**6, 0)
+    assert watch.fault(1_010_000, 3_000)
+    repaired = resumed(watch, 1_010_000, 3_000)
+    assert not any(repaired.fault(1_010_000 + 64 * n, 3_000 + n // 20) for n in range(1_000))
+    as_before = resumed(watch, 1_010_000, 3_000)
+    assert not as_before.fault(1_010_064, 3_010)
+    assert as_before.fault(1_010_128, 3_020)

@@ -102,3 +102,21 @@ def test_names_with_folders_and_long_keys_stay_apart():
     found = grouping.walk("s.tar", io.BytesIO(content + tars.END))
     assert [found.key(n) for n in range(len(found.sample))] == ["a/1", "b/1"]
     assert found.sample["offset"][:, TEXT].tolist() == [1536, 0]
+
+
+@given(st.integers(0, 4), st.integers(1, 2559))
+@settings(max_examples=60, deadline=None)
+def test_what_a_download_had_not_reached_is_no_sample(reached, into):
+    blocks = [
+        shards.sample_block(f"k{n}", [("jpg", b"x" * 700), ("txt", b"words")])[0] for n in range(5)
+    ]
+    here = reached * len(blocks[0]) + into
+    content = b"".join(blocks)[:here] + bytes(100_000)
+    found = grouping.walk("s.tar", io.BytesIO(content))
+    good = [found.key(n) for n in range(len(found.sample)) if n not in found.faults]
+    whole = 512 + 1024 + 512 + len(b"words")
+    assert good == [f"k{n}" for n in range(reached + (into >= whole))]
+    assert {kind for kind, _ in found.faults.values()} == {"damaged"}
+    assert found.damage.is_cut
+    in_a_header = into < 345 or 1536 < into < 1536 + 345  # behind that all is zeros anyway
+    assert in_a_header or found.damage.told.endswith(" of zeros: the download was not finished")

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
 from curate.contract import shards, tars
 from pretrain.stream import index
@@ -125,6 +126,82 @@ def test_overwritten_bytes_weigh_as_samples_and_one_sample_is_not_judged(tmp_pat
     assert found.lost_frac() == pytest.approx(49 / 200, abs=0.01)
 
 
+def test_a_download_that_was_not_finished_weighs_as_a_cut_tar(tmp_path, load):
+    folder = foreign(tmp_path / "s", 100, 100, 100)
+    size = (folder / "0.tar").stat().st_size
+    reached = 10 * (size - len(tars.END)) // 100
+    with (folder / "0.tar").open("r+b") as file:
+        file.truncate(reached)
+        file.truncate(size)
+    found = load(folder)
+    assert [found.told, found.damage[0].is_cut] == [
+        [
+            f"0.tar: bytes {reached} to {size} hold no sample: the rest from byte {reached} "
+            f"is {size - reached} bytes of zeros: the download was not finished"
+        ],
+        True,
+    ]
+    assert found.lost_frac() == pytest.approx(89 / 300, abs=0.01)
+
+
+def cut_by_index(folder):
+    """Shards of ours, one cut within its second of four samples; what is told of it."""
+    scenes.write_shards(folder, 12, per_shard=4)
+    table = pq.read_table(folder / "index.parquet").to_pylist()
+    second = next(row for row in table if row["key"] == scenes.uid(5) and row["member"] == "txt")
+    end = (folder / "00001.tar").stat().st_size
+    size = second["offset"]
+    os.truncate(folder / "00001.tar", size)
+    return (
+        f"00001.tar: ends at byte {size}, by its index not before {end}: "
+        "3 of its 4 samples are cut off"
+    )
+
+
+def test_a_cut_shard_is_named_by_its_index(tmp_path, load, kept):
+    told = cut_by_index(tmp_path / "s")
+    for _ in range(2):  # made, and found in the cache
+        found = load(tmp_path / "s")
+        assert found.told == [told]
+        assert found.lost_frac() == 3 / 12
+    whole = load(scenes.write_shards(tmp_path / "t", 12, per_shard=4))
+    assert (whole.told, whole.lost_frac()) == ([], 0)
+
+
+def test_a_shard_that_lacks_its_end_alone_lost_nothing(tmp_path, load):
+    folder = scenes.write_shards(tmp_path / "s", 4)
+    os.truncate(folder / "00000.tar", (folder / "00000.tar").stat().st_size - 1)
+    found = load(folder)
+    assert found.told[0].endswith(": 0 of its 4 samples are cut off")
+    assert found.lost_frac() == 0
+
+
+def test_one_cut_sample_is_named_and_does_not_weigh(tmp_path, load):
+    folder = scenes.write_shards(tmp_path / "s", 4)
+    os.truncate(folder / "00000.tar", (folder / "00000.tar").stat().st_size - len(tars.END) - 512)
+    found = load(folder)
+    assert found.told[0].endswith(": 1 of its 4 samples are cut off")
+    assert found.lost_frac() == 0
+
+
+def test_cut_shards_of_a_store_are_named_by_one_listing(tmp_path, load, monkeypatch):
+    told = cut_by_index(tmp_path / "s")
+    store = MemoryFileSystem()
+    for path in (tmp_path / "s").iterdir():
+        store.pipe(f"/cut/{path.name}", path.read_bytes())
+    listings = []
+    sizes = index.storage.sizes
+    monkeypatch.setattr(index.storage, "sizes", lambda path: listings.append(path) or sizes(path))
+    asked = []
+    monkeypatch.setattr(index, "_size", asked.append)
+    try:
+        found = load("memory://cut")
+        assert (found.told, found.lost_frac()) == ([told], 3 / 12)
+        assert (listings, asked) == (["memory://cut"], [])
+    finally:
+        store.rm("/cut", recursive=True)
+
+
 @pytest.mark.parametrize("kind", ["tar", "table"])
 def test_content_that_changed_and_kept_its_size_is_read_again(tmp_path, load, kept, kind):
     def letters(swap):
@@ -158,7 +235,7 @@ def test_what_a_server_has_is_asked_at_once(tmp_path, monkeypatch):
     asked = threading.Barrier(12)  # broken, and an error, where one waits for another
 
     def mark(path):
-        asked.wait(10)
+        asked.wait(60)
         return 1, path
 
     monkeypatch.setattr(index, "_mark", mark)
@@ -168,7 +245,7 @@ def test_what_a_server_has_is_asked_at_once(tmp_path, monkeypatch):
 
 
 def _load(folder, cache, begin, told):
-    begin.wait(20)
+    begin.wait(60)
     index._SMALL_TARS_BYTES = 0
     told.put(index.load(folder, cache, Copies(cache, 1)).fingerprint)
 
@@ -183,9 +260,9 @@ def test_several_processes_at_once_are_safe(tmp_path, load):
     for process in processes:
         process.start()
     begin.set()
-    found = [told.get(timeout=30) for _ in processes]
+    found = [told.get(timeout=120) for _ in processes]
     for process in processes:
-        process.join(30)
+        process.join(60)
     assert found == [load(folder).fingerprint] * 3
 
 
@@ -211,6 +288,13 @@ def test_an_index_out_of_order_or_of_another_kind_says_so(tmp_path, load):
     pq.write_table(table, folder / "index.parquet")
     (folder / "00002.tar").unlink()
     with pytest.raises(ValueError, match=r"names 00002.tar, which is not there. hint: the folder"):
+        load(folder)
+    (folder / "00002.tar").symlink_to(folder / "nowhere")
+    with pytest.raises(ValueError, match=r"names 00002.tar, which is not there. hint: the folder"):
+        load(folder)
+    for name in ("00001.tar", "00002.tar"):
+        (folder / name).unlink()
+    with pytest.raises(ValueError, match=r"names 00001.tar, which is not there \(nor are 1 more\)"):
         load(folder)
 
 

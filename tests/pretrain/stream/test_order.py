@@ -3,7 +3,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pretrain.stream.order import MIXTURE_BLOCK, Mixture, ShardOrder, generator, local_rows, shares
+from pretrain.stream.order import (
+    MIXTURE_BLOCK,
+    Mixture,
+    ShardOrder,
+    generator,
+    local_rows,
+    repeats,
+    shares,
+)
 
 GOLDEN_ORDER = [6, 1, 2, 4, 0, 3, 7, 8, 5, 9]
 GOLDEN_RAW = 9401183033241334559
@@ -138,3 +146,13 @@ def test_shares_are_complete_and_leave_nobody_out(weights):
 def test_impossible_weights_are_refused(weights):
     with pytest.raises(ValueError, match="weights are positive"):
         shares(weights)
+
+
+def test_a_set_too_small_for_a_batch_says_so():
+    sets = [("a", 64, 1.0), ("b", 63, 3.0), ("unknown", 0, 1.0)]
+    assert repeats(sets, 100) == []
+    (told,) = repeats(sets, 106)
+    assert told.startswith("b: 63 samples, and of each global batch 64 are drawn from it: ")
+    assert "hint: " in told
+    assert repeats([("a", 8, 2.0)], 8) == []
+    assert len(repeats([("a", 8, 2.0)], 9)) == 1

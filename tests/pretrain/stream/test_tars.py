@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from fsspec.implementations.memory import MemoryFileSystem
 
 from curate.contract import shards, tars
 from pretrain.loop.settings import Sidecar
@@ -356,6 +357,34 @@ def test_a_shard_that_went_away_ends_the_batch_with_a_hint(tmp_path):
     found = TarSet(str(folder))
     (folder / "00000.tar").unlink()
     assert re.search(r"00000.tar: No such file.* hint: put it back", batches(found, 0, 1)[0].fatal)
+
+
+def test_a_cut_shard_of_a_server_that_lists_nothing_is_named_when_its_copy_is_there(
+    tmp_path, monkeypatch, caplog
+):
+    folder = scenes.write_shards(tmp_path / "s", 12, per_shard=4)
+    damaged(folder, lambda data: data[:3000])
+    store = MemoryFileSystem()
+    for path in folder.iterdir():
+        store.pipe(f"/cut/{path.name}", path.read_bytes())
+
+    def unlisted(path):
+        raise NotImplementedError("no listing")
+
+    monkeypatch.setattr(indexes.storage, "sizes", unlisted)
+    try:
+        found = TarSet("memory://cut")
+        assert (found.damage, found.lost_frac()) == ([], 0)
+        keys, faults = everything(found)
+        everything(found)
+    finally:
+        store.rm("/cut", recursive=True)
+    assert len(keys) + len(faults) == 12
+    assert {kind for kind, _ in faults} == {"damaged"}
+    told = [r.message for r in caplog.records]
+    assert len(told) == 1
+    assert told[0].startswith("00001.tar: ends at byte 3000, by its index not before ")
+    assert told[0].endswith(f": {len(faults)} of its 4 samples are cut off")
 
 
 def sidecar(tmp_path, name="s.parquet", **columns):
