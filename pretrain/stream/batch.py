@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from typing import Any
 
@@ -26,6 +26,7 @@ from pretrain.stream import arena, lengths
 from pretrain.stream.arena import Lent
 from pretrain.stream.device import Ragged
 from pretrain.stream.draws import Draws
+from pretrain.stream.encoded import Encoded
 from pretrain.stream.lengths import Groups
 from pretrain.stream.order import Mixture, ShardOrder, local_rows
 from pretrain.stream.picture import BadPicture, decode_rgb, jpeg_header
@@ -167,16 +168,16 @@ class Batch:
 
 
 def _piped(rows: Any) -> Any:
-    if isinstance(rows, Ragged):
-        return replace(rows, pixels=_piped(rows.pixels), crops=_piped(rows.crops))
+    if isinstance(rows, Ragged | Encoded):
+        return replace(rows, **{of.name: _piped(getattr(rows, of.name)) for of in fields(rows)})
     if not isinstance(rows, Tensor):
         return rows
     return rows.numpy() if rows.nbytes < _PIPED_BYTES else arena.lent(rows) or rows
 
 
 def _unpiped(rows: Any) -> Any:
-    if isinstance(rows, Ragged):
-        return replace(rows, pixels=_unpiped(rows.pixels), crops=_unpiped(rows.crops))
+    if isinstance(rows, Ragged | Encoded):
+        return replace(rows, **{of.name: _unpiped(getattr(rows, of.name)) for of in fields(rows)})
     if isinstance(rows, Lent):
         return rows.tensor()
     return torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
@@ -200,7 +201,8 @@ class Stream(Dataset[Any]):
 
     ``buckets`` are text lengths: a batch's captions are cut to the shortest that holds all of them,
     and with ``split`` it says which rows fit a shorter one.
-    With ``augment`` = "device", pictures leave the loader as crops that are not yet resized.
+    With ``augment`` = "device", pictures leave the loader as crops that are not yet resized; with
+    ``decode`` = "device" as JPEGs, where a decoder surely takes them: see ``device_decode.Bring``.
     """
 
     def __init__(
@@ -213,13 +215,14 @@ class Stream(Dataset[Any]):
         buckets: Sequence[int] = (),
         augment: str = "worker",
         split: bool = True,
+        decode: str = "worker",
     ) -> None:
         self.readers = list(readers)
         self.views = list(views)
         self.tokenize = tokenize
         self.seed = seed
         self.buckets = tuple(sorted(buckets))
-        self.augment = augment
+        self.augment, self.decode = augment, decode
         self.split = split
         self.mixture = Mixture(tuple(weights), seed)
         self.orders = [ShardOrder(reader.counts, seed) for reader in self.readers]
@@ -228,10 +231,13 @@ class Stream(Dataset[Any]):
         """What a loader process asks for: one local batch."""
         return self.batch(positions)
 
-    def batch(self, positions: Sequence[int]) -> Batch:
-        """The samples at these positions, in this order."""
+    def batch(self, positions: Sequence[int], by_cpu: Collection[int] = ()) -> Batch:
+        """The samples at these positions, in this order; pictures of rows ``by_cpu`` are decoded here."""
         began_s = time.process_time()
-        gathered = {view.name: rows_for(view, len(positions), self.augment) for view in self.views}
+        gathered = {
+            view.name: rows_for(view, len(positions), self.augment, self.decode, by_cpu)
+            for view in self.views
+        }
         batch = Batch({}, [], torch.tensor(positions))
         stored: list[dict[str, np.ndarray]] = []
         for row, found in enumerate(self._samples(positions)):
@@ -302,7 +308,7 @@ class Stream(Dataset[Any]):
             try:
                 sample = reader.read(number)
                 for name, rows in gathered.items():
-                    self._draw(rows, row, sample, name, position)
+                    self.draw(rows, row, sample, name, position)
             except Unreachable as gone:
                 batch.fatal = str(gone)
                 return None
@@ -319,7 +325,8 @@ class Stream(Dataset[Any]):
         )
         return None
 
-    def _draw(self, rows: Rows, row: int, sample: Sample, name: str, position: int) -> None:
+    def draw(self, rows: Rows, row: int, sample: Sample, name: str, position: int) -> None:
+        """Fill one row of a view with what it draws for a sample at a position. Raises BadSample."""
         try:
             rows.put(row, sample, Draws(self.seed, f"view.{name}", position))
         except BadPicture as fault:

@@ -82,28 +82,63 @@ class Ragged:
         return out
 
     def _chunks(self) -> list[tuple[slice, int, int]]:
-        """(rows, their largest height and width): padded pixels stay within ``_CHUNK_PX``, or one row."""
-        chunks: list[tuple[slice, int, int]] = []
-        begin = height = width = 0
-        for row, (_, h, w, _) in enumerate(self.crops.tolist()):
-            if row > begin and (row + 1 - begin) * max(h, height) * max(w, width) > _CHUNK_PX:
-                chunks.append((slice(begin, row), height, width))
-                begin = row
-                height = width = 0
-            height, width = max(height, h), max(width, w)
-        return [*chunks, (slice(begin, len(self)), height, width)] if len(self) else []
+        return chunks([(height, width) for _, height, width, _ in self.crops.tolist()])
+
+
+def chunks(sizes: Sequence[tuple[int, int]]) -> list[tuple[slice, int, int]]:
+    """(rows, their largest height and width): padded pixels stay within ``_CHUNK_PX``, or one row."""
+    found: list[tuple[slice, int, int]] = []
+    begin = height = width = 0
+    for row, (h, w) in enumerate(sizes):
+        if row > begin and (row + 1 - begin) * max(h, height) * max(w, width) > _CHUNK_PX:
+            found.append((slice(begin, row), height, width))
+            begin = row
+            height = width = 0
+        height, width = max(height, h), max(width, w)
+    return [*found, (slice(begin, len(sizes)), height, width)] if sizes else []
 
 
 def _resize(pixels: Tensor, crops_B4: Tensor, height: int, width: int, side: int) -> Tensor:
     """Crops in ``pixels``, none larger than (height, width): uint8 (B, S, S, 3). Nothing waits here."""
-    device = pixels.device
     starts_B, heights_B, widths_B, mirrored_B = crops_B4.unbind(1)
-    # Transposed while it is gathered, so that both products have their sum in the middle. What lies
-    # outside of a crop has weight 0, and any pixel will do there.
-    y_H = torch.arange(height, device=device)
-    x_W = torch.arange(width, device=device)
-    index = (starts_B[:, None] + x_W)[:, :, None] + (y_H * widths_B[:, None])[:, None, :]
+    index = _places(starts_B, widths_B, height, width)
     crops = pixels[index.clamp_(max=len(pixels) - 1)].float()  # (B, W, H, 3)
+    return _smaller(crops, heights_B, widths_B, mirrored_B, side)
+
+
+def resize_planes(pixels: Tensor, table_B8: Tensor, height: int, width: int, side: int) -> Tensor:
+    """Crops of whole pictures that lie one after another, uint8 (B, S, S, 3). Nothing waits here.
+
+    ``pixels`` uint8 (bytes,) has each picture's red, then its green, then its blue. ``table_B8`` int64:
+    height and width of a picture, then left, top, height and width of its crop, 1 if mirrored; the
+    first column is the row and is not looked at. No crop is larger than (height, width).
+    """
+    _, tall_B, wide_B, left_B, top_B, heights_B, widths_B, mirrored_B = table_B8.unbind(1)
+    plane_B = tall_B * wide_B
+    starts_B = 3 * (plane_B.cumsum(0) - plane_B) + top_B * wide_B + left_B
+    index = _places(starts_B, wide_B, height, width)
+    last = len(pixels) - 1
+    planes = [pixels[(index + n * plane_B[:, None, None]).clamp_(max=last)] for n in range(3)]
+    crops = torch.stack(planes, 3).float()  # (B, W, H, 3)
+    return _smaller(crops, heights_B, widths_B, mirrored_B, side)
+
+
+def _places(starts_B: Tensor, widths_B: Tensor, height: int, width: int) -> Tensor:
+    """Where the pixels of each crop are, int64 (B, W, H), from its first one and the width of its rows.
+
+    Transposed, so that both products have their sum in the middle. What lies outside of a crop has
+    weight 0, and any pixel will do there.
+    """
+    y_H = torch.arange(height, device=starts_B.device)
+    x_W = torch.arange(width, device=starts_B.device)
+    return (starts_B[:, None] + x_W)[:, :, None] + (y_H * widths_B[:, None])[:, None, :]
+
+
+def _smaller(
+    crops: Tensor, heights_B: Tensor, widths_B: Tensor, mirrored_B: Tensor, side: int
+) -> Tensor:
+    """Crops in float (B, W, H, 3), each of its own size, as uint8 (B, S, S, 3)."""
+    width, height = crops.shape[1:3]
     across = _weights(widths_B, width, side)
     across = torch.where(mirrored_B.bool()[:, None, None], across.flip(1), across)
     thin = _bytes(across @ crops.flatten(2)).unflatten(2, (height, 3))  # (B, S, H, 3)

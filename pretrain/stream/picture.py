@@ -10,6 +10,7 @@ Pillow's judgement alone. At full size the pixels of the two are equal.
 from __future__ import annotations
 
 import io
+import re
 import struct
 import warnings
 from typing import Any, NamedTuple
@@ -22,6 +23,10 @@ SHRINKS = (8, 4, 2)
 _PLAIN_FRAMES = (0xC0, 0xC1, 0xC2)  # baseline, extended, progressive
 _OTHER_FRAMES = frozenset((*range(0xC3, 0xD0), 0x00, 0x01, 0xD8, 0xD9)) - {0xC4, 0xC8, 0xCC}
 _NO_TURN = 1
+# Y, Cb, Cr by their usual numbers; both chroma whole, or halved across, down, or both ways.
+_COLOURS = re.compile(rb"\x01[\x11\x12\x21\x22].\x02\x11.\x03\x11.", re.DOTALL)
+_IN_A_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7]")  # a marker that is no restart
+_YCC = 1  # Adobe's transform
 # What Pillow may open: never EPS, whose reader starts a program on the bytes, nor formats it only
 # knows by parsers that nobody uses for photographs. TIFF's library writes to the terminal.
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "AVIF", "BMP", "JPEG2000", "ICO")
@@ -95,6 +100,44 @@ def jpeg_header(data: bytes) -> Jpeg | None:
     return None
 
 
+def baseline_size(data: bytes) -> tuple[int, int] | None:
+    """(width, height) of a JPEG that any decoder takes and gives alike; None for all that is odd.
+
+    By its markers: upright, baseline, 8 bits, grey or YCbCr with chroma halved at most, one scan that
+    reaches from the last header to the end of the file. Coefficients are not looked at.
+    """
+    jpeg = jpeg_header(data)
+    if jpeg is None or jpeg.orientation != _NO_TURN or data[-2:] != b"\xff\xd9":
+        return None
+    at, components, seen = 2, 0, set()
+    while True:  # jpeg_header has found every marker up to the scan in its place
+        marker, length = data[at + 1], data[at + 2] << 8 | data[at + 3]
+        body = data[at + 4 : at + 2 + length]
+        seen.add(marker)
+        if marker == 0xDA:
+            break
+        if marker in _PLAIN_FRAMES:
+            components = _components(marker, body)
+        elif marker == 0xEE and body[:5] == b"Adobe" and body[11:12] != bytes((_YCC,)):
+            return None
+        at += 2 + length
+    whole = len(body) == 4 + 2 * components and body[0] == components and body[-3:] == b"\0\x3f\0"
+    if not components or not whole or not {0xC4, 0xDB} <= seen:
+        return None
+    after = _IN_A_SCAN.search(data, at + 2 + length)
+    return (jpeg.width, jpeg.height) if after and after.end() == len(data) else None
+
+
+def _components(marker: int, frame: bytes) -> int:
+    """1 or 3 for a baseline frame of the plain kinds, 0 for any other."""
+    kinds = frame[6:]
+    if marker != 0xC0 or len(kinds) != 3 * frame[5]:
+        return 0
+    if len(kinds) == 3 and kinds[1] == 0x11:
+        return 1
+    return 3 if len(kinds) == 9 and _COLOURS.fullmatch(kinds) else 0
+
+
 def _orientation(segment: bytes) -> int | None:
     """EXIF's orientation in an APP1 segment, 1 where it has none; None for one that is not plain."""
     if segment[:6] != b"Exif\0\0":
@@ -125,7 +168,7 @@ def _turned(pixels: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def _by_pillow(data: bytes) -> np.ndarray:
-    from PIL import Image
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
@@ -139,6 +182,8 @@ def _by_pillow(data: bytes) -> np.ndarray:
         raise
     except Image.DecompressionBombError as fault:
         raise BadPicture("too_many_pixels", str(fault)) from fault
+    except UnidentifiedImageError as fault:  # its own words hold an address, another in each run
+        raise BadPicture("not_decodable", "no header of a format that is read here") from fault
     # Pillow raises OSError, ValueError, TypeError, IndexError, SyntaxError, struct.error and more.
     except Exception as fault:
         raise BadPicture("not_decodable", f"{type(fault).__name__}: {fault}"[:200]) from fault

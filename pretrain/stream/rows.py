@@ -6,7 +6,7 @@ is copied again before it goes to the device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from pretrain.stream import arena
 from pretrain.stream.device import Ragged, resize_into
+from pretrain.stream.encoded import Encoded
 from pretrain.stream.lengths import used_lengths
+from pretrain.stream.picture import baseline_size
 
 _LARGEST_SHIPPED = 4  # times the size: larger crops are brought down before they travel
 
@@ -44,7 +46,10 @@ class RaggedRows:
         self.crops: list[tuple[np.ndarray, bool]] = [(np.zeros((1, 1, 3), np.uint8), False)] * count
 
     def put(self, row: int, sample: Any, rng: Any) -> None:
-        pixels, mirrored = self.view.cut(sample, rng)
+        self._keep(row, self.view.cut(sample, rng))
+
+    def _keep(self, row: int, crop: tuple[np.ndarray, bool]) -> None:
+        pixels, mirrored = crop
         if max(pixels.shape[:2]) > _LARGEST_SHIPPED * self.view.size:
             small = np.empty(self.view.shape, np.uint8)
             resize_into(small, pixels, mirrored)
@@ -53,6 +58,35 @@ class RaggedRows:
 
     def close(self) -> Ragged:
         return Ragged.of(self.crops, self.view.size, arena.empty)
+
+
+class EncodedRows(RaggedRows):
+    """JPEGs as they were read, where the device's decoder surely takes them; crops of all others.
+
+    A picture that would be decoded smaller here, or is far larger than its crop may be, is one of the others.
+    """
+
+    def __init__(self, view: Any, count: int, by_cpu: Collection[int]) -> None:
+        super().__init__(view, count)
+        self.by_cpu = by_cpu
+        self.jpegs: dict[int, tuple[bytes, tuple[int, ...]]] = {}
+
+    def put(self, row: int, sample: Any, rng: Any) -> None:
+        self.jpegs.pop(row, None)  # of a sample that another view could not use
+        place = self.view.place(sample, rng)
+        size, most_px = (place.width, place.height), (_LARGEST_SHIPPED * self.view.size) ** 2
+        handed = row not in self.by_cpu and place.shrink == 1 and size[0] * size[1] <= most_px
+        if not handed or baseline_size(sample.image) != size:
+            self._keep(row, self.view.cut_at(place, sample))
+            return
+        left, top, right, bottom = place.inside(*size)
+        crop = (left, top, bottom - top, right - left, int(place.mirrored))
+        self.jpegs[row] = sample.image, (row, size[1], size[0], *crop)
+
+    def close(self) -> Encoded:  # type: ignore[override]
+        here = [row for row in range(len(self.crops)) if row not in self.jpegs]
+        crops = [self.crops[row] for row in here]
+        return Encoded.of([self.jpegs[row] for row in sorted(self.jpegs)], here, crops, self.view.size, arena.empty)  # fmt: skip
 
 
 class ListedRows:
@@ -75,8 +109,15 @@ class ListedRows:
 Rows = PixelRows | RaggedRows | ListedRows
 
 
-def rows_for(view: Any, count: int, augment: str) -> Rows:
-    """Where ``count`` rows of a view are gathered. ``augment`` is "worker" or "device"."""
+def rows_for(
+    view: Any, count: int, augment: str, decode: str = "worker", by_cpu: Collection[int] = ()
+) -> Rows:
+    """Where ``count`` rows of a view are gathered. ``augment`` and ``decode`` are "worker" or "device".
+
+    Rows of ``by_cpu`` are decoded here in any case.
+    """
+    if decode == "device" and hasattr(view, "place"):
+        return EncodedRows(view, count, by_cpu)
     if augment == "device" and hasattr(view, "cut"):
         return RaggedRows(view, count)
     return ListedRows(view, count) if view.shape is None else PixelRows(view, count)

@@ -7,6 +7,7 @@
 open_clip               open_clip_train.main with its best flags: amp_bf16, torchcompile, local loss, gather with gradient
 clip-pipe, equal        the trainer at equal settings: 77 tokens for every caption, pictures cropped by the loaders
 clip-pipe               as it comes: text buckets, pictures cropped on the device
+clip-pipe, NVJPEG       the same, pictures decoded on the device too (left out, with the reason, where that can't be)
 clip-pipe, FLIP         half of the patches, 32 tokens         (B-16 and L-14)
 clip-pipe, CLIPA        112 px, 16 tokens                      (B-16 and L-14)
 
@@ -114,7 +115,7 @@ def open_clip(job: Job) -> list[dict[str, Any]]:
 
 
 def clip_pipe(
-    job: Job, tweaks: tuple[Any, ...] = (), equal: bool = False, image_px: int = 0
+    job: Job, tweaks: tuple[Any, ...] = (), equal: bool = False, **settled: str
 ) -> list[dict[str, Any]]:
     """`pretrain.loop.train.run` itself; its own lines are the windows."""
     from pretrain.loop import train
@@ -128,11 +129,15 @@ def clip_pipe(
     settings = TrainSettings(
         model=job["model"], out=tempfile.mkdtemp(dir=job["folder"]), shards=(ShardSource(path=job["shards"]),),
         workers=job["workers"], phase=(phase,), log_every_steps=job["window"], checkpoint_minutes=1e6, stuck_steps=0,
-        compile="on" if job["compile"] else "off", **({"text_buckets": (), "augment": "worker"} if equal else {"augment": job["augment"]}),
+        compile="on" if job["compile"] else "off", **({"text_buckets": (), "augment": "worker"} if equal else {"augment": job["augment"], **settled}),
     )  # fmt: skip
     train.run(settings, seed=0, progress=lines.append)
     # The first step has a line of its own, which is no window.
     return [line for line in lines if line["step"] % job["window"] == 0]
+
+
+def on_nvjpeg(job: Job) -> list[dict[str, Any]]:
+    return clip_pipe(job, augment="device", decode="device")
 
 
 def flip(job: Job) -> list[dict[str, Any]]:
@@ -153,6 +158,7 @@ CONTENDERS = {
     "open_clip": open_clip,
     "clip-pipe, equal": lambda job: clip_pipe(job, equal=True),
     "clip-pipe": clip_pipe,
+    "clip-pipe, NVJPEG": on_nvjpeg,
     "clip-pipe, FLIP": flip,
     "clip-pipe, CLIPA": clipa,
 }
@@ -194,6 +200,17 @@ def missing(names: dict[str, str]) -> str:
     """How to install what is not there; empty if all is."""
     lacking = [package for name, package in names.items() if importlib.util.find_spec(name) is None]
     return f"pip install {' '.join(dict.fromkeys(lacking))}" if lacking else ""
+
+
+def no_nvjpeg(device: Any) -> str:
+    """Why this machine decodes no JPEG on its GPU; empty if it does."""
+    from pretrain.stream.device_decode import nvjpeg
+
+    try:
+        nvjpeg(device)
+    except ValueError as fault:
+        return str(fault)
+    return ""
 
 
 def row(model: str, name: str, rounds: list[dict[str, Any]], ruler: float | None) -> str:
@@ -276,6 +293,12 @@ def main() -> None:
     if not torch.cuda.is_available() and not given.tiny:
         sys.exit("no GPU here. `--tiny` tries the same code on a CPU")
     where = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    # In the bench's own process only where it measures there: a decoder takes memory of the GPU.
+    device = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    why = no_nvjpeg(device) if given.tiny else ""
+    if why and "clip-pipe, NVJPEG" in contenders:
+        print(f"clip-pipe, NVJPEG is left out: {why}", file=sys.stderr)
+        contenders.remove("clip-pipe, NVJPEG")
     folder = tempfile.mkdtemp(prefix="bench-gpu-")
     figures: dict[str, Any] = {"device": where, "torch": torch.__version__, "workers": given.workers}  # fmt: skip
     try:

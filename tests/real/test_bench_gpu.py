@@ -25,6 +25,10 @@ def test_the_whole_bench_at_toy_size(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
     figures = json.loads(out.read_text())["vit_tiny_64"]
     theirs = {"open_clip"} if find_spec("webdataset") else set()
+    if "clip-pipe, NVJPEG is left out" in done.stderr:
+        assert 'there is no CUDA device here. hint: decode = "worker"' in done.stderr
+    else:
+        theirs |= {"clip-pipe, NVJPEG"}
     assert set(figures) == {"clip-pipe", "clip-pipe, equal", "clip-pipe, FLIP", "clip-pipe, CLIPA"} | theirs  # fmt: skip
     for name, (measured,) in figures.items():
         assert measured["samples_per_s"] > 0, name

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,23 @@ from pretrain.stream.picture import SHRINKS
 from pretrain.stream.view.base import View
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels, fractions allowed
+
+
+class Place(NamedTuple):
+    """Where a crop lies in a picture, before any of it is decoded."""
+
+    width: int  # of the whole picture, in pixels, as its header says
+    height: int
+    box: Box
+    shrink: int  # the picture may be decoded smaller by this
+    mirrored: bool
+
+    def inside(self, width: int, height: int) -> tuple[int, int, int, int]:
+        """(left, top, right, bottom) in whole pixels, of the picture decoded to so many."""
+        across, down = width / self.width, height / self.height
+        left, right = _whole(self.box[0] * across, self.box[2] * across, width)
+        top, bottom = _whole(self.box[1] * down, self.box[3] * down, height)
+        return left, top, right, bottom
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +87,21 @@ class Crop(View):
 
     def cut(self, sample: Sample, rng: np.random.Generator) -> tuple[np.ndarray, bool]:
         """(the box's pixels, uint8 (height, width, 3), not yet resized; whether to mirror them)."""
+        return self.cut_at(self.place(sample, rng), sample)
+
+    def place(self, sample: Sample, rng: np.random.Generator) -> Place:
+        """All that is drawn for a sample."""
         width, height = sample.size_px
         box = self._box(width, height, rng)
         mirrored = self.flip and rng.random() < 0.5
-        pixels = sample.decoded(self._shrink(box))
+        return Place(width, height, box, self._shrink(box), mirrored)
+
+    def cut_at(self, place: Place, sample: Sample) -> tuple[np.ndarray, bool]:
+        """What ``cut`` gives, at a place that was drawn before."""
+        pixels = sample.decoded(place.shrink)
         # The decoder may have made fewer pixels than the header says there are.
-        across, down = pixels.shape[1] / width, pixels.shape[0] / height
-        left, right = _whole(box[0] * across, box[2] * across, pixels.shape[1])
-        top, bottom = _whole(box[1] * down, box[3] * down, pixels.shape[0])
-        return pixels[top:bottom, left:right], mirrored
+        left, top, right, bottom = place.inside(pixels.shape[1], pixels.shape[0])
+        return pixels[top:bottom, left:right], place.mirrored
 
     def _shrink(self, box: Box) -> int:
         """The largest factor by which the picture may be smaller while no side of the box is enlarged."""

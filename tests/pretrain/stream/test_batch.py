@@ -326,7 +326,7 @@ def work():
 work()
 """
     ended = subprocess.run(
-        [sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(ROOT)], capture_output=True, text=True, timeout=200
     )
     assert "planted" in ended.stderr
     assert ended.returncode == 1

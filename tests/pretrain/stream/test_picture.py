@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from pretrain.stream import picture
-from pretrain.stream.picture import BadPicture, decode_rgb, jpeg_header
+from pretrain.stream.picture import BadPicture, baseline_size, decode_rgb, jpeg_header
 
 
 def encoded(image: Image.Image, format: str = "PNG", **options) -> bytes:
@@ -182,3 +182,68 @@ def test_awkward_files_decode_or_are_refused_but_never_anything_else(shared_data
             decoded += 1
     assert decoded > 50
     assert refused > 50
+
+
+def test_words_for_what_is_no_picture_are_the_same_in_every_run():
+    told = set()
+    for data in (b"<html>gone</html>", b"", b"\xff\xd8\xff", b"x" * 10_000):
+        with pytest.raises(BadPicture) as fault:
+            decode_rgb(data)
+        told.add(str(fault.value))
+    assert told == {"not_decodable: no header of a format that is read here"}
+
+
+PLAIN = [{}, *({"subsampling": n} for n in range(3)), {"restart_marker_rows": 1}, {"comment": b"\xff\xd9 not the end"}]  # fmt: skip
+
+
+@pytest.mark.parametrize("options", PLAIN, ids=str)
+def test_plain_baseline_jpegs_are_known_by_their_markers(options):
+    colours = Image.fromarray(photograph(61, 83))
+    assert baseline_size(encoded(colours, "JPEG", quality=90, **options)) == (83, 61)
+    sampled = {**options, "subsampling": 0}
+    assert baseline_size(encoded(colours.convert("L"), "JPEG", **sampled)) == (83, 61)
+
+
+def odd_jpegs() -> dict[str, bytes]:
+    image = Image.fromarray(photograph(61, 83))
+    data, turned = encoded(image, "JPEG"), Image.Exif()
+    turned[0x0112] = 6
+    frame, scan = data.index(b"\xff\xc0"), data.index(b"\xff\xda")
+    return {
+        "progressive": encoded(image, "JPEG", progressive=True),
+        "rgb": encoded(image, "JPEG", keep_rgb=True),
+        "cmyk": encoded(image.convert("CMYK"), "JPEG"),
+        "turned": encoded(image, "JPEG", exif=turned),
+        "png": encoded(image),
+        "cut": data[:-40],
+        "more behind it": data + b"\0",
+        "a second picture": data + data,
+        "a marker in the scan": data[:-200] + b"\xff\xc4" + data[-198:],
+        "extended": data[: frame + 1] + b"\xc1" + data[frame + 2 :],
+        "odd sampling": data[: frame + 11] + b"\x41" + data[frame + 12 :],
+        "odd numbers": data[: frame + 10] + b"\x00" + data[frame + 11 :],
+        "one part of the spectrum": data[: scan + 11] + b"\x05" + data[scan + 12 :],
+        "Adobe's RGB": data[:2] + b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\0" + data[2:],
+        "no tables": data[:2] + data[frame : frame + 19] + data[scan:],
+    }
+
+
+@pytest.mark.parametrize("what", odd_jpegs())
+def test_what_is_odd_is_no_plain_jpeg(what):
+    assert baseline_size(odd_jpegs()[what]) is None
+
+
+def test_adobes_ycc_is_plain():
+    data = encoded(Image.fromarray(photograph(61, 83)), "JPEG")
+    assert baseline_size(data[:2] + b"\xff\xee\x00\x0eAdobe\0\x64\0\0\0\0\1" + data[2:]) == (83, 61)
+
+
+def test_no_byte_changed_anywhere_ends_in_an_exception_or_another_size():
+    data = bytearray(encoded(Image.fromarray(photograph(24, 24)), "JPEG"))
+    scan = data.index(b"\xff\xda")
+    for at in range(scan + 20):
+        for value in (0, 0xFF, data[at] ^ 1):
+            damaged = bytes(data[:at]) + bytes([value]) + bytes(data[at + 1 :])
+            size, header = baseline_size(damaged), jpeg_header(damaged)
+            assert size is None or (header and size == (header.width, header.height))
+            assert baseline_size(damaged[: at + 1]) is None
