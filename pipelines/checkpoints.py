@@ -184,7 +184,7 @@ def _odd(found: Any) -> list[str]:
     if not all(isinstance(rows, torch.Tensor) for rows in weights):
         odd.append("tensors only under state_dict")
     later = {"versions": dict, "recipe": str, "data_hash": str, "data_sha256": str, "history": list,
-             "averaged": list}  # fmt: skip
+             "averaged": list, "bad_window": list}  # fmt: skip
     return odd + [
         name for name, kind in later.items() if not isinstance(found.get(name, kind()), kind)
     ]

@@ -142,6 +142,11 @@ def duration(seconds: float) -> str:
     return f"about {seconds:.0f} s" if seconds >= 1 else "under a second"
 
 
+def memory(size_bytes: float) -> str:
+    """Bytes of a device's memory as its driver and PyTorch tell them: ``139.7 GiB``, of 2^30 bytes."""
+    return f"{size_bytes / 2**30:,.1f} GiB"
+
+
 def size(size_bytes: float) -> str:
     """Bytes in decimal units: ``1.23 TB``."""
     for unit, length in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):

@@ -41,7 +41,9 @@ def train(
         raise RecipeError("--ray", "this process is a rank of another launcher already (RANK is set)",
                           "start it once, from outside of torchrun and srun")  # fmt: skip
     loaded = recipe.load(name, overrides)
-    settings = preflight.checked(loaded, resume)
+    rank = int(os.environ.get("RANK", "0"))
+    ours = nproc == 1 or bool(ray_workers)  # else the first rank that is started here tells
+    settings = preflight.checked(loaded, resume, tell=rank == 0 if launched else ours)
     world = ray_workers or (int(os.environ.get("WORLD_SIZE", "1")) if launched else nproc)
     preflight.check_ranks(settings, world)
     if ray_workers:
@@ -148,11 +150,12 @@ def evaluate(loaded: Recipe, checkpoint_path: str, *, as_json: bool, ema: bool =
     path = checkpoint_path or newest_checkpoint(loaded)
     if not storage.exists(path):
         raise RecipeError(f"--checkpoint {path}", "no such file")
-    figures = run_evaluations(loaded, path, ema=ema)
-    if as_json:
-        return json.dumps({"checkpoint": path, "figures": figures}, indent=2)
     from pretrain.evaluate import table
 
+    figures = run_evaluations(loaded, path, ema=ema)
+    if as_json:
+        told = {name: table.finite(one) for name, one in figures.items()}
+        return json.dumps({"checkpoint": path, "figures": told}, indent=2, allow_nan=False)
     return table.render(figures)
 
 
@@ -161,10 +164,12 @@ def run_evaluations(
 ) -> dict[str, dict[str, float]]:
     """Figures by evaluation name; each name is its ``set``'s or its path's, made unique."""
     from pretrain.evaluate import run
+    from pretrain.loop import log
     from pretrain.model import encoder
 
     assert loaded.train is not None
     named: list[tuple[str, Any]] = []
+    told: dict[str, dict[str, float]] = {}
     for component in loaded.evaluate:
         options = dict(component.options)
         name = str(
@@ -193,7 +198,12 @@ def run_evaluations(
             "samples_seen": int(seen[1]) if seen else 0,
             **({"ema": True} if ema else {}),
         }
-        return run.run(model, named, device, metrics if own else None, context)
+        try:
+            path = metrics if own else None
+            return run.run(model, named, device, path, context, heard=told.__setitem__)
+        finally:  # also where a later one can't be made
+            if own and seen:
+                log.evaluated(loaded.train.out, loaded.train.loggers, int(seen[1]), told, ema=ema)
     except ValueError as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError("evaluate", what, hint) from fault

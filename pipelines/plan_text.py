@@ -11,6 +11,8 @@ from pipelines import sharding, training_plan
 from pipelines.errors import split_hint
 from pipelines.plan import CurationPlan
 from pipelines.recipe import Recipe
+from pretrain.loop import settings
+from pretrain.stream import order
 
 
 def curation(planned: CurationPlan, count: int) -> list[str]:
@@ -65,10 +67,7 @@ def training(loaded: Recipe, gpu: str = "", gpus: int = 1) -> list[str]:
         lines.append(
             f"phase {number:<3d} {phase.samples:,} samples, {steps:,} steps of {phase.global_batch:,}, lr {phase.lr}, objective {terms}"
         )
-        if phase.warmup_samples >= phase.samples:
-            lines.append(
-                f"          warm-up of {phase.warmup_samples:,} samples: lr {phase.lr} is never reached. hint: warmup_samples below samples"
-            )
+    lines += [f"warning   {doubt}" for doubt in settings.doubts(loaded.train)]
     return lines + training_plan.words(loaded.train, gpu, gpus).splitlines()
 
 
@@ -79,16 +78,19 @@ def _shard_lines(loaded: Recipe) -> list[str]:
     whole = sum(source.weight for source in loaded.train.shards)
     own = loaded.curate.shards if loaded.curate else None
     lines: list[str] = []
+    sets: list[tuple[str, int, float]] = []
     for source in loaded.train.shards:
         line = f"shards    {source.path}  weight {source.weight}"
         pairs = _pairs(source.path)
+        sets.append((source.path, pairs, source.weight))
         if pairs:
             line += f"  {pairs:,} pairs, {samples * source.weight / whole / pairs:,.1f} epochs"
         missing = "" if pairs else _missing(source.path)
         if missing:
             line += "  not there yet" if source.path == own else f"  NOT THERE: {missing}"
         lines.append(line)
-    return lines
+    largest = max((phase.global_batch for phase in loaded.train.phase), default=0)
+    return lines + [f"warning   {line}" for line in order.repeats(sets, largest)]
 
 
 def _pairs(path: str) -> int:

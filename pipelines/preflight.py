@@ -13,24 +13,31 @@ from curate.contract import storage
 from curate.contract.manifest import fingerprint
 from pipelines.errors import RecipeError, did_you_mean, split_hint
 from pipelines.recipe import Recipe
-from pretrain.loop import log
-from pretrain.loop.settings import TrainSettings, check_batches
+from pretrain.loop import log, settings
+from pretrain.loop.settings import TrainSettings
 
+_CONTEXT_LENGTH = 77  # open_clip's where a configuration has none
 _PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
 
-def checked(loaded: Recipe, resume: bool) -> TrainSettings:
-    """The recipe's train settings, after the checks that need no torch. Raises RecipeError."""
+def checked(loaded: Recipe, resume: bool, *, tell: bool = True) -> TrainSettings:
+    """The recipe's train settings, after the checks that need no torch. Raises RecipeError.
+
+    ``tell``: print what is legal and hardly meant, too; of many processes of one run one does.
+    """
     if loaded.train is None:
         raise RecipeError(
             loaded.path, "no [train] table", "this recipe only curates: use `clip-pipe curate`"
         )
     for source in loaded.train.shards:
-        data_hash_of(source.path)
+        _check_shards(loaded, source.path)
     _check_model(loaded.train.model)
     _check_pretrained(loaded.train)
+    check_buckets(loaded.train)
     _check_loggers(loaded.train)
-    _tell_other_shards(loaded)
+    if tell:
+        tell_doubts(loaded.train)
+        _tell_other_shards(loaded)
     begun = [storage.join(loaded.train.out, name) for name in ("metrics.jsonl", "checkpoints")]
     if any(storage.exists(path) for path in begun) and not resume:
         raise RecipeError(
@@ -43,13 +50,31 @@ def checked(loaded: Recipe, resume: bool) -> TrainSettings:
     except ValueError as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError("train.out", what, hint) from fault
+    if resume and tell and not storage.exists(begun[1]):
+        print(
+            f"note: --resume, and {loaded.train.out} holds no checkpoint: the run begins at its first sample",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
     return loaded.train
 
 
-def check_ranks(settings: TrainSettings, ranks: int) -> None:
+def _check_shards(loaded: Recipe, path: str) -> None:
+    """They must be there; those of the recipe itself are made by another command."""
+    try:
+        data_hash_of(path)
+    except RecipeError as fault:
+        own = loaded.curate is not None and path == loaded.curate.shards
+        if not own or storage.exists(path):
+            raise
+        raise RecipeError(
+            "train.shards", f"{path}: not there yet", f"run `clip-pipe curate {loaded.path}` first"
+        ) from fault
+
+
+def check_ranks(train: TrainSettings, ranks: int) -> None:
     """Batches must divide over the ranks. Raises RecipeError with the nearest sizes that do."""
     try:
-        check_batches(settings, ranks)
+        settings.check_batches(train, ranks)
     except ValueError as fault:
         what, hint = split_hint(str(fault))
         where, _, rest = what.partition(" = ")
@@ -61,6 +86,8 @@ def check_training(loaded: Recipe) -> None:
     assert loaded.train is not None
     _check_model(loaded.train.model)
     _check_pretrained(loaded.train)
+    check_buckets(loaded.train)
+    tell_doubts(loaded.train)
     curated = loaded.curate.shards if loaded.curate else None
     for source in loaded.train.shards:
         if source.path != curated:  # those of the recipe itself may not be there yet
@@ -97,6 +124,27 @@ def _check_model(name: str) -> None:
     known = [path.stem for folder in folders for path in folder.glob("*.json")]
     if found and "/" not in name and name not in known:
         raise RecipeError("train.model", f"no model {name!r}", did_you_mean(name, known, "models"))
+
+
+def check_buckets(train: TrainSettings) -> None:
+    """Text buckets must be lengths that the model can read, where its configuration is here. Raises RecipeError."""
+    from pipelines.training_plan import config_of
+
+    text = (config_of(train.model) or {}).get("text_cfg")
+    if not isinstance(text, dict):
+        return  # the model will say itself what it reads
+    try:
+        settings.check_buckets(train, int(text.get("context_length", _CONTEXT_LENGTH)))
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        where, _, rest = what.partition(" = ")
+        raise RecipeError(where, rest, hint) from fault
+
+
+def tell_doubts(train: TrainSettings) -> None:
+    """A warning on stderr for everything that is legal and hardly meant."""
+    for doubt in settings.doubts(train):
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)
 
 
 def _check_loggers(train: TrainSettings) -> None:

@@ -120,7 +120,7 @@ def torchrun(told: Sequence[str], nproc: int) -> str:
     if process.returncode:
         raise RunFailed(
             f"torchrun ended with code {process.returncode}; the ranks' messages are above\n"
-            "hint: --resume goes on from the last checkpoint"
+            "hint: do as they say; --resume goes on from the last checkpoint"
         )
     return out.strip()
 

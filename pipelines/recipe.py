@@ -187,6 +187,10 @@ def _train_fields(path: str) -> dict[str, Any]:
     def shards(value: Any, where: str) -> tuple[ShardSource, ...]:
         entries = value if isinstance(value, list) else [value]
         tables = [{"path": entry} if isinstance(entry, str) else entry for entry in entries]
+        for entry in tables:
+            if not isinstance(entry, dict):
+                hint = "a folder, a glob, or a list of tables with `path` and `weight`"
+                raise RecipeError(where, f"found {entry!r}", hint)
         return tuple(
             _dataclass(ShardSource, entry, f"{where}.{n}", {}) for n, entry in enumerate(tables)
         )

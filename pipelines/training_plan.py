@@ -25,7 +25,8 @@ from pretrain.loop.gpus import Gpu
 from pretrain.loop.settings import Phase, TrainSettings
 
 MFU, MFU_LOW, MFU_HIGH = 0.40, 0.25, 0.50  # of the data sheet's peak
-DECODE_MS, DECODE_ONLY_MS = 0.7, 0.5  # CPU per sample of 256 px: with the crop, and without
+# CPU per sample of 256 px: decoded and cropped, decoded only, neither.
+DECODE_MS, DECODE_ONLY_MS, READ_MS = 0.7, 0.5, 0.1
 _FREE_FRAC = 0.95  # of a GPU's memory may be planned with
 _PRETRAIN = Path(__file__).resolve().parent.parent / "pretrain"
 
@@ -61,6 +62,7 @@ def words(settings: TrainSettings, gpu: str = "", gpu_count: int = 1) -> str:
     chip = _chip(gpu)
     if gpu_count > 1:
         preflight.check_ranks(settings, gpu_count)
+    preflight.check_buckets(settings)
     config = config_of(settings.model)
     towers = flops.of_config(config) if config else None
     if towers is None:
@@ -76,7 +78,8 @@ def words(settings: TrainSettings, gpu: str = "", gpu_count: int = 1) -> str:
         return "\n".join(found)
     peak = chip.peak_flops(settings.precision)
     found.append(
-        f"gpus      {gpu_count} x {chip.name}, {peak / 1e12:,.0f} TFLOP/s each by its data sheet; "
+        f"gpus      {gpu_count} x {chip.name}, {peak / 1e12:,.0f} TFLOP/s each and {chip.sheet_gb:g} GB by its data sheet "
+        f"({costs.memory(chip.memory_bytes)} for PyTorch); "
         f"time at {MFU:.0%} of that (at {MFU_LOW:.0%} to {MFU_HIGH:.0%})"
     )
     total_s = 0.0
@@ -154,6 +157,7 @@ def _on_gpus(
     head = f"phase {number:<3d}"
     blank = " " * len(head)
     each_ms = DECODE_ONLY_MS if settings.augment == "device" else DECODE_MS
+    each_ms = READ_MS if settings.decode == "device" else each_ms
     needed = rate / gpu_count * each_ms / 1e3
     loaders = f"{needed:.1f} cores a GPU at {each_ms} ms a sample of 256 px, {math.ceil(needed * gpu_count)} in all"
     if settings.workers < needed:
@@ -182,8 +186,8 @@ def _fit(
         for checkpointed in (planned.checkpointed, True)
     )  # fmt: skip
     told = (
-        f"{costs.size(taken.total)} of {costs.size(chip.memory_bytes)} (state {costs.size(taken.state)}, "
-        f"activations {costs.size(taken.activations)})"
+        f"{costs.memory(taken.total)} of {costs.memory(chip.memory_bytes)} (state {costs.memory(taken.state)}, "
+        f"activations {costs.memory(taken.activations)})"
     )
     most = taken.most_rows(_FREE_FRAC * chip.memory_bytes)
     if rows <= most:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -20,11 +20,12 @@ def run(
     device: torch.device | str,
     metrics_path: str | None = None,
     context: Mapping[str, Any] | None = None,
+    heard: Callable[[str, dict[str, float]], None] | None = None,
 ) -> dict[str, dict[str, float]]:
     """name -> figures of each evaluation. The encoder is in eval mode meanwhile, and then as it was.
 
     Each evaluation's line is written as soon as it is done, with ``context`` (samples_seen,
-    checkpoint) in it. Raises ValueError, with the evaluation's name, for a set that can't be used.
+    checkpoint) in it, and ``heard`` gets its name and figures. Raises ValueError, with the evaluation's name, for a set that can't be used.
     """
     names = [name for name, _ in evaluations]
     twice = sorted({name for name in names if names.count(name) > 1})
@@ -45,6 +46,8 @@ def run(
                 ) from fault
             if metrics_path is not None:
                 _append(metrics_path, json_line(name, results[name], context))
+            if heard is not None:
+                heard(name, results[name])
     finally:
         encoder.train(training)
     return results

@@ -16,17 +16,17 @@ from torch import Tensor, nn
 
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
-from pretrain.loop import checkpoint, optim, parallel, resume, serve
+from pretrain.loop import checkpoint, optim, parallel, resume, serve, unfinite
 from pretrain.loop.bad_samples import BadShare, Replaced, named, refuse_lost
 from pretrain.loop.ema import Ema
 from pretrain.loop.log import MetricsLog
-from pretrain.loop.settings import Phase, ShardSource, TrainSettings
+from pretrain.loop.settings import Phase, ShardSource, TrainSettings, check_buckets
 from pretrain.loop.world import World
 from pretrain.loop.writer import Writer
 from pretrain.model import encoder as towers
 from pretrain.objective.base import Dims
 from pretrain.stream.batch import Batch, Stream
-from pretrain.stream.order import integer
+from pretrain.stream.order import integer, repeats
 from pretrain.stream.tars import TarSet, check_matched
 from pretrain.stream.view.base import View
 
@@ -79,12 +79,14 @@ class Job:
         self.saved_at_s = time.monotonic()
         self.ema: Ema | None = None
         self.replaced = Replaced()  # not yet summed into the cursor
-        self.bad_share = BadShare(
-            settings.max_bad_frac, self.cursor.samples_seen, sum(self.cursor.bad.values())
-        )
+        self.recent = unfinite.Recent(0, settings.log_every_steps)
+        seen, bad = self.cursor.samples_seen, sum(self.cursor.bad.values())
+        marks = (self._saved or {}).get("bad_window", ())
+        self.bad_share = BadShare(settings.max_bad_frac, seen, bad, marks)
         torch.manual_seed(integer(seed, "weights"))
         pretrained = "" if self._saved else settings.pretrained
         self.encoder = towers.build(settings.model, pretrained).to(world.device)
+        check_buckets(settings, self.encoder.context_length)
 
     def _open_readers(self) -> list[TarSet]:
         """One process of each machine opens the shards first, and makes the indexes that the others find."""
@@ -101,7 +103,10 @@ class Job:
             refusal = next((found for found in self.world.gather(fault) if found), "")
             if refusal:
                 raise ValueError(refusal)
-        for line in named(readers) if self.world.is_first else ():
+        sources, phases = self.settings.shards, self.settings.phase
+        sets = [(one.path, len(of), one.weight) for one, of in zip(sources, readers, strict=True)]
+        again = repeats(sets, max((phase.global_batch for phase in phases), default=0))
+        for line in [*named(readers), *again] if self.world.is_first else ():
             _logger.warning("%s", line)
         return readers
 
@@ -273,6 +278,7 @@ class Job:
             buckets=buckets,
             augment=self.settings.augment,
             split=not parallel.is_sharded(self.model),
+            decode=self.settings.decode,
         )
 
     def parameters(self) -> list[nn.Parameter]:
@@ -320,8 +326,8 @@ class Job:
         self.saved_at_s = time.monotonic()
         name = f"samples-{self.cursor.samples_seen:012d}.pt"
         if not self.saved_path.endswith(name):
-            unfinite = self.world.any(not checkpoint.all_finite(self.parameters()))[0]
-            refuse_unless(not unfinite, self.cursor.step)
+            bad = self.world.any(not checkpoint.all_finite(self.parameters()))[0]
+            refuse_unless(not bad, self, "the weights are")
             content = self._content()
             self._with_writer(lambda: self.writer.begin(content))
         if wait:
@@ -362,6 +368,7 @@ class Job:
             "pretrained_logit_scale": self.encoder.pretrained_logit_scale,
             "optimizer": parallel.optimizer_state(self.model, self.optimizer),
             "cursor": asdict(self.cursor),
+            "bad_window": self.bad_share.saved(),
             "settings": self.described,
             "recipe": self.recipe_text,
             "data_hash": self.data_hash,
@@ -375,12 +382,10 @@ class TrainingStopped(RuntimeError):
     """The run can't go on: too many bad samples, or figures that are not finite. What is saved stays."""
 
 
-def refuse_unless(finite: bool, step: int) -> None:
+def refuse_unless(finite: bool, job: Job, what: str) -> None:
+    """Raise TrainingStopped for "the loss is" or "the weights are" not finite; on all ranks alike."""
     if not finite:
-        raise TrainingStopped(
-            f"step {step}: the loss or the weights are not finite. hint: lower lr, lengthen warmup_samples, "
-            'set grad_clip_norm = 1.0, or use precision = "fp32"; --resume goes on from the last checkpoint'
-        )
+        raise TrainingStopped(unfinite.told(job, what))
 
 
 def phase_end(cursor: Cursor, phase: Phase) -> int:

@@ -2,19 +2,23 @@
 
 The file is always written. ``train.loggers`` names what is told besides: "tensorboard" (event files in
 OUT/tensorboard) and "wandb" (a run that is gone on with on resume). Their step is samples_seen, so runs of
-different batch sizes lie on each other.
+different batch sizes lie on each other. Figures of evaluations go to them too (`evaluated`).
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any, Protocol
 
 from pretrain.loop.settings import LOGGERS
+
+_logger = logging.getLogger(__name__)
 
 
 class Tracker(Protocol):
@@ -68,9 +72,8 @@ class MetricsLog:
         """
         check(loggers)
         out = os.path.dirname(self.path)
-        made: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
         begun = samples_seen if resumed or samples_seen else None
-        self.trackers = [made[name](out, begun, settings) for name in loggers]
+        self.trackers = [_TRACKERS[name](out, begun, settings) for name in loggers]
 
     def write(self, figures: dict[str, Any]) -> None:
         """Append one line; a figure that is not finite is null, which JSON has, and NaN it has not."""
@@ -96,6 +99,51 @@ class MetricsLog:
         for tracker in self.trackers:
             tracker.close(failed)
         self.trackers = []
+
+
+def evaluated(
+    out: str,
+    loggers: Sequence[str],
+    samples_seen: int,
+    results: Mapping[str, Mapping[str, float]],
+    *,
+    ema: bool = False,
+) -> None:
+    """Tell these loggers what evaluations of a checkpoint gave: ``eval/<name>.<figure>`` at its samples_seen.
+
+    ``results``: {evaluation: figures}; with ``ema`` they stand under ``eval_ema/``. They are in metrics.jsonl already, so a logger that
+    can't be told is warned of, and no more. W&B has one writer at a time: it is told nothing while a run goes on.
+    """
+    group = "eval_ema" if ema else "eval"
+    figures = {
+        f"{group}/{name}.{figure}": float(value)
+        for name, of in results.items()
+        for figure, value in of.items()
+        if value is not None and math.isfinite(value)
+    }
+    for name in loggers if figures else ():
+        try:
+            check((name,))
+            with _alone(out) if name == "wandb" else nullcontext():
+                # Of TensorBoard's earlier events none is to be dropped; W&B goes on with the run it knows.
+                begun = None if name == "tensorboard" else samples_seen
+                tracker: Tracker = _TRACKERS[name](out, begun, {})
+                tracker.write(figures, samples_seen)
+                tracker.close(False)
+        except (ValueError, OSError) as fault:
+            _logger.warning("figures of evaluations are in metrics.jsonl, and not in %s: %s", name, fault)  # fmt: skip
+
+
+@contextmanager
+def _alone(out: str) -> Iterator[None]:
+    """Nobody trains into the folder meanwhile. Raises ValueError where somebody does."""
+    from pretrain.loop import lock  # with torch
+
+    held = lock.take(out)
+    try:
+        yield
+    finally:
+        held.release()
 
 
 def check(loggers: Sequence[str]) -> None:
@@ -160,6 +208,9 @@ class _Wandb:
 
     def close(self, failed: bool) -> None:
         self._run.finish(exit_code=int(failed))
+
+
+_TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
 
 
 def _read(path: str) -> dict[str, Any]:

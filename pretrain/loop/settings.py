@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 LOGGERS = ("tensorboard", "wandb")
+_LEAST_OF_WARMUP = 0.01  # a phase with less of its warm-up has practically no learning rate
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +78,7 @@ class TrainSettings:
     augment: str = (
         "worker"  # where pictures are cropped: "worker", or "device" (decoded pixels travel)
     )
+    decode: str = "worker"  # where plain JPEGs are decoded: "worker", or "device" (NVJPEG; with augment there)
     cache: str = (
         ""  # folder for copies of remote shards and indexes; empty: the user's cache folder
     )
@@ -108,6 +110,12 @@ def check(settings: TrainSettings, ranks: int = 0) -> None:
         )
     _one_of("train", settings, "precision", "bf16", "fp32")
     _one_of("train", settings, "augment", "worker", "device")
+    _one_of("train", settings, "decode", "worker", "device")
+    if settings.decode == "device" and settings.augment != "device":
+        raise ValueError(
+            'train.decode = "device" with augment = "worker": what is decoded on the device is cropped there. '
+            'hint: augment = "device"'
+        )
     _one_of("train", settings, "parallel", "auto", "ddp", "fsdp")
     _one_of("train", settings, "compile", "auto", "on", "off")
     for logger in settings.loggers:
@@ -131,6 +139,49 @@ def check(settings: TrainSettings, ranks: int = 0) -> None:
         check_batches(settings, ranks)
 
 
+def check_buckets(settings: TrainSettings, context_length: int) -> None:
+    """Raise ValueError for a text bucket that no caption can reach; the default's are passed over."""
+    buckets = settings.text_buckets
+    longer = [length for length in buckets if length > context_length]
+    if longer and buckets != TrainSettings.text_buckets:
+        fitting = [length for length in buckets if length < context_length]
+        raise ValueError(
+            f"train.text_buckets = {list(buckets)}: {longer[0]} is more than the {context_length} tokens that "
+            f"{settings.model} reads, so no caption is ever padded to it. hint: {fitting}; the full length need not be named"
+        )
+
+
+def doubts(settings: TrainSettings) -> list[str]:
+    """What is legal and works but is hardly meant, as "where: what. hint: ...", to be told before a run."""
+    found: list[str] = []
+    for number, phase in enumerate(settings.phase):
+        where, warmup = f"train.phase.{number}", phase.warmup_samples
+        end = _end_of(phase)
+        if not phase.lr or warmup < phase.samples or (warmup <= end and _goes_on(settings, number)):
+            continue
+        share = min(end, warmup // phase.global_batch * phase.global_batch) / warmup
+        most = (
+            f"lr {phase.lr:g} is reached with the last step only"
+            if share == 1
+            else f"lr rises to {phase.lr * share:.3g} and never to {phase.lr:g}"
+        )
+        found.append(
+            f"{where}: a warm-up of {warmup:,} samples in a phase of {phase.samples:,}: {most}. "
+            f"hint: warmup_samples well below samples, e.g. {phase.samples // 10:,}"
+        )
+    return found
+
+
+def _end_of(phase: Phase) -> int:
+    """Its samples in whole batches."""
+    return math.ceil(phase.samples / phase.global_batch) * phase.global_batch
+
+
+def _goes_on(settings: TrainSettings, number: int) -> bool:
+    """Whether another phase follows, so that one of warm-up alone can be meant."""
+    return number + 1 < len(settings.phase)
+
+
 def check_batches(settings: TrainSettings, ranks: int) -> None:
     """Raise ValueError, with the nearest that do, for batches that don't divide over so many ranks."""
     for number, phase in enumerate(settings.phase):
@@ -142,6 +193,13 @@ def _check_phase(where: str, phase: Phase) -> None:
     at_least_0 = ("lr", "lr_end", "warmup_samples", "weight_decay", "eps", "grad_clip_norm")
     _in_range(where, phase, "at least 0", 0, *at_least_0, "micro_batch")
     _in_range(where, phase, "from 0 to just below 1", 0, "beta1", "beta2", high=0.999999)
+    end = _end_of(phase)
+    if end < _LEAST_OF_WARMUP * phase.warmup_samples and phase.lr:
+        raise ValueError(
+            f"{where}.warmup_samples = {phase.warmup_samples:,} in a phase of {phase.samples:,} samples: lr stays below "
+            f"{phase.lr * end / phase.warmup_samples:.2g} of {phase.lr:g}, and nothing is learned. "
+            f"hint: it is counted in samples; e.g. {phase.samples // 10:,}, or 0 for a trial"
+        )
 
 
 def _check_batch(where: str, phase: Phase, ranks: int) -> None:

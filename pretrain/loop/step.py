@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from typing import Any
 
 import torch
@@ -66,16 +66,22 @@ class Step:
         return loss, figures, lr
 
 
-def brought(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, None, None]:
-    """Each batch on the device. With CUDA the next one is copied, and cropped, while a step runs."""
+def brought(
+    batches: Iterable[Batch], device: torch.device, bring: Callable[[Batch], Batch] | None = None
+) -> Generator[Batch, None, None]:
+    """Each batch on the device. With CUDA the next one is copied, and cropped, while a step runs.
+
+    ``bring`` does more than to copy: see ``device_decode.Bring``.
+    """
+    bring = bring or (lambda batch: batch if batch.fatal else batch.to(device))
     if device.type != "cuda":
         for batch in batches:
-            yield batch if batch.fatal else batch.to(device)
+            yield bring(batch)
         return
     beside = torch.cuda.Stream(device)
     ahead: tuple[Batch, Any] | None = None
     for batch in batches:
-        copied = _copied(batch, device, beside)
+        copied = _copied(batch, bring, beside)
         if ahead is not None:
             yield _handed_over(*ahead, device)
         ahead = copied
@@ -83,10 +89,10 @@ def brought(batches: Iterable[Batch], device: torch.device) -> Generator[Batch, 
         yield _handed_over(*ahead, device)
 
 
-def _copied(batch: Batch, device: torch.device, beside: Any) -> tuple[Batch, Any]:
+def _copied(batch: Batch, bring: Callable[[Batch], Batch], beside: Any) -> tuple[Batch, Any]:
     """The batch on its way, and the event of its arrival."""
     with torch.cuda.stream(beside):
-        return (batch if batch.fatal else batch.to(device)), beside.record_event()
+        return bring(batch), beside.record_event()
 
 
 def _handed_over(batch: Batch, arrived: Any, device: torch.device) -> Batch:

@@ -25,9 +25,12 @@ from pretrain.loop.meter import Meter
 from pretrain.loop.settings import Phase, TrainSettings, check
 from pretrain.loop.step import Step, brought
 from pretrain.loop.stuck import Stuck
+from pretrain.loop.unfinite import Recent
 from pretrain.loop.world import Poll, join
 from pretrain.objective.base import Metrics
 from pretrain.stream.batch import Batch, LocalBatches, loader
+from pretrain.stream.device_decode import Bring, nvjpeg
+from pretrain.stream.encoded import Decoder
 
 
 @dataclass(frozen=True)
@@ -68,6 +71,7 @@ def run(
     check(settings)
     world = join()
     check(settings, world.size)
+    decoder = nvjpeg(world.device) if settings.decode == "device" else None
     with caught() as interrupt, ExitStack() as ending:
         ending.enter_context(hold(settings.out, world))
         job = Job(
@@ -90,7 +94,7 @@ def run(
         stopped = False
         for number in range(first, len(settings.phase)):
             phase = job.enter(number)
-            stopped = _train_phase(job, phase, interrupt, stop_after_samples, stop_asked)
+            stopped = _train_phase(job, phase, decoder, interrupt, stop_after_samples, stop_asked)
             path = job.save()
             if stopped:
                 break
@@ -105,6 +109,7 @@ def run(
 def _train_phase(
     job: Job,
     phase: Phase,
+    decoder: Decoder | None,
     interrupt: Interrupt,
     stop_after_samples: int | None,
     stop_asked: Callable[[], bool] | None,
@@ -115,7 +120,8 @@ def _train_phase(
     batches = LocalBatches(cursor.samples_seen, end, phase.global_batch, world.rank, world.size)
     made = loader(job.stream, batches, job.settings.workers, pin=world.device.type == "cuda")
     # Closed on a fault too: a traceback would keep the loader's processes alive, and they this one.
-    with closing(brought(made, world.device)) as coming:
+    bring = Bring(job.stream, world.device, decoder)
+    with closing(brought(made, world.device, bring)) as coming:
         return _steps(job, phase, coming, end, interrupt, stop_after_samples, stop_asked)
 
 
@@ -132,6 +138,7 @@ def _steps(
     cursor, world = job.cursor, job.world
     meter, stuck = Meter.of(job, phase), Stuck.of(job, phase)
     step_once, poll = Step(job, phase), Poll(world)
+    job.recent = Recent(step_once.local_batch, job.settings.log_every_steps)
     for batch in coming:
         if batch.fatal:
             raise TrainingStopped(batch.fatal)
@@ -139,6 +146,7 @@ def _steps(
         step, last = cursor.step + 1, cursor.samples_seen + phase.global_batch >= end
         logged = step == 1 or step % job.settings.log_every_steps == 0 or last
         loss, figures, lr = step_once(batch, logged)
+        job.recent.add(step, loss, lr, batch.keys)
         if logged:
             _log(job, loss, figures, lr, meter, stuck)
         reached = stop_after_samples is not None and cursor.samples_seen >= stop_after_samples
@@ -159,7 +167,7 @@ def _log(job: Job, loss: Tensor, figures: Metrics, lr: float, meter: Meter, stuc
     cursor, world = job.cursor, job.world
     names = list(figures)
     values = world.mean([loss, *(figures[name] for name in names)])
-    refuse_unless(bool(torch.tensor(values[0]).isfinite()), cursor.step)
+    refuse_unless(bool(torch.tensor(values[0]).isfinite()), job, "the loss is")
     job.sum_bad()
     scale = job.logit_scale()
     line = {
@@ -173,6 +181,7 @@ def _log(job: Job, loss: Tensor, figures: Metrics, lr: float, meter: Meter, stuc
         "bad_samples": sum(cursor.bad.values()),
         **dict(zip(names, values[1:], strict=True)),
     }
+    job.recent.line = dict(line)
     if cursor.bad:
         line |= {"bad_by_kind": cursor.bad, "bad_examples": job.replaced.examples}
     if world.is_first:

@@ -93,3 +93,8 @@ def test_durations(seconds: float, told: str) -> None:
 )  # fmt: skip
 def test_sizes(size: float, told: str) -> None:
     assert costs.size(size) == told
+
+
+def test_a_device_s_memory_is_in_binary_units() -> None:
+    assert costs.memory(139.7 * 2**30) == "139.7 GiB"
+    assert costs.size(139.7 * 2**30) == "150 GB"

@@ -140,3 +140,78 @@ def test_a_logger_that_is_not_installed_is_told_before_the_run(
     settings = TrainSettings(model="m", out="o", loggers=("wandb",))
     with pytest.raises(RecipeError, match=r"train.loggers: wandb is not installed\nhint: pip"):
         preflight._check_loggers(settings)
+
+
+def told(
+    content: dict[str, Any], capsys: pytest.CaptureFixture[str], resume: bool = False
+) -> list[str]:
+    """What is said on stderr, by `check` and by `train`."""
+    loaded = recipe.from_data(content, "x")
+    preflight.check_training(loaded)
+    checked = capsys.readouterr().err
+    preflight.checked(loaded, resume=resume)
+    return [checked, capsys.readouterr().err]
+
+
+def test_a_warmup_longer_than_its_phase_is_told_by_check_and_train(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for said in told(data(shards, tmp_path / "out", warmup_samples=480), capsys):
+        assert said.startswith("warning: train.phase.0: a warm-up of 480 samples in a phase of 48")
+    assert told(data(shards, tmp_path / "out", warmup_samples=16), capsys) == ["", ""]
+    with pytest.raises(RecipeError, match=r"warmup_samples = 48,000 .*\nhint: "):
+        recipe.from_data(data(shards, tmp_path / "out", warmup_samples=48_000), "x")
+
+
+def test_of_many_ranks_one_tells(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    loaded = recipe.from_data(data(shards, tmp_path / "out", warmup_samples=480), "x")
+    preflight.checked(loaded, resume=False, tell=False)
+    assert capsys.readouterr().err == ""
+
+
+def test_shards_of_another_kind_say_what_they_may_be(tmp_path: Path) -> None:
+    content = data("", tmp_path / "out")
+    for wrong in (5, [5], [["a"]]):
+        content["train"]["shards"] = wrong
+        with pytest.raises(RecipeError, match=r"train.shards: found .*\nhint: a folder, a glob"):
+            recipe.from_data(content, "x")
+
+
+def test_buckets_beyond_the_context_are_refused(shards: str, tmp_path: Path) -> None:
+    content = data(shards, tmp_path / "out")
+    content["train"]["text_buckets"] = [16, 48]
+    loaded = recipe.from_data(content, "x")
+    for check in (preflight.check_training, lambda one: preflight.checked(one, resume=False)):
+        with pytest.raises(
+            RecipeError,
+            match=r"train.text_buckets: \[16, 48\]: 48 is more than the 32 .*\nhint: \[16\]",
+        ):
+            check(loaded)
+    content["train"]["model"] = "ViT-B-32"  # reads 77
+    preflight.check_training(recipe.from_data(content, "x"))
+
+
+def test_a_resume_of_nothing_begins_and_says_so(
+    shards: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Job scripts give --resume from the first time on; a wrong folder must be seen all the same."""
+    _, said = told(data(shards, tmp_path / "out"), capsys, resume=True)
+    assert said.startswith(
+        f"note: --resume, and {tmp_path}/out holds no checkpoint: the run begins"
+    )
+    (tmp_path / "out" / "checkpoints").mkdir()
+    assert told(data(shards, tmp_path / "out"), capsys, resume=True) == ["", ""]
+
+
+def test_shards_of_the_recipe_itself_that_are_not_there_name_the_command(tmp_path: Path) -> None:
+    from tests.pipelines.test_curation import SOURCE
+
+    own = str(tmp_path / "own")
+    content = data(own, tmp_path / "out")
+    content["curate"] = {"pool": str(tmp_path / "pool"), "shards": own, "source": SOURCE}
+    with pytest.raises(
+        RecipeError, match=r"own: not there yet\nhint: run `clip-pipe curate x` first"
+    ):
+        preflight.checked(recipe.from_data(content, "x"), resume=False)

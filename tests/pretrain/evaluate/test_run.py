@@ -93,3 +93,14 @@ def test_the_real_encoder(tmp_path: Path, sets: list) -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_gpu_gives_the_same_figures(sets: list) -> None:
     assert run(ModeEncoder(), sets, "cuda") == run(ModeEncoder(), sets, "cpu")
+
+
+def test_figures_are_told_as_each_is_done_also_before_one_that_fails(
+    tmp_path: Path, sets: list
+) -> None:
+    heard: dict[str, dict[str, float]] = {}
+    broken = [*sets, ("gone", Retrieval(path=str(tmp_path / "gone")))]
+    with pytest.raises(ValueError, match="evaluation gone"):
+        run(ColourEncoder(), broken, "cpu", heard=heard.__setitem__)
+    assert list(heard) == ["colours", "pairs"]
+    assert heard["colours"]["top1"] == 1.0

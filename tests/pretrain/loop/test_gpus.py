@@ -27,6 +27,13 @@ def test_peaks_are_of_the_precision() -> None:
     assert gpu.peak_flops("fp32") == 19.5e12
     assert gpu.memory_bytes == pytest.approx(79.1 * 2**30)
     assert gpus.named("h200").memory_bytes == pytest.approx(139.7 * 2**30)
+    assert gpus.named("h200").sheet_gb == 141
+
+
+@pytest.mark.parametrize("name", gpus.NAMES)
+def test_what_a_program_finds_is_a_little_less_than_the_sheet_s_word_in_gib(name: str) -> None:
+    gpu = gpus.named(name)
+    assert 0.9 * gpu.sheet_gb <= gpu.memory_bytes / 2**30 <= gpu.sheet_gb
 
 
 def test_an_unknown_one_is_answered_with_near_ones() -> None:

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from pretrain.loop import checkpoint, parallel
+from pretrain.loop.bad_samples import BadShare
 from pretrain.loop.job import Cursor, Job, TrainingStopped, phase_end
 from pretrain.loop.settings import Phase, ShardSource, TrainSettings
 from pretrain.loop.world import World
@@ -180,7 +181,7 @@ def test_weights_that_are_not_finite_are_not_saved(make):
     job.enter(0)
     with torch.no_grad():
         job.encoder.clip.text_projection[0, 0] = float("nan")
-    with pytest.raises(TrainingStopped, match=r"not finite. hint: lower lr"):
+    with pytest.raises(TrainingStopped, match=r"weights are not finite.*hint: in this order"):
         job.save()
 
 
@@ -193,3 +194,13 @@ def test_a_fault_of_the_writer_asks_for_a_checkpoint_before_the_clock_does():
             writer=SimpleNamespace(failed=failed),
         )  # fmt: skip
         assert Job.is_due(job) is (first and failed)
+
+
+def test_the_window_of_bad_samples_is_kept(make):
+    job = make(Phase(samples=8, global_batch=8))
+    job.enter(0)
+    job.cursor.samples_seen, job.cursor.bad = 10**6, {"damaged": 7}
+    job.bad_share = BadShare(0.01, 10**6 - 5_000, 3)
+    assert not job.bad_share.fault(10**6, 7)
+    job.save()
+    assert make(Phase(samples=8, global_batch=8)).bad_share.saved() == [[995_000, 3], [10**6, 7]]

@@ -6,6 +6,8 @@ import pytest
 from pretrain.loop import log as log_module
 from pretrain.loop.log import MetricsLog
 
+NAN = float("nan")
+
 
 def lines(path) -> list[dict]:
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -160,3 +162,68 @@ def test_wandb_itself_offline(tmp_path, monkeypatch):
     log.close()
     (path,) = tmp_path.glob("wandb/offline-run-*/*.wandb")
     assert json.loads((tmp_path / "wandb.json").read_text())["id"] in path.name
+
+
+@pytest.mark.skipif(find_spec("tensorboard") is None, reason="tensorboard is not installed")
+def test_tensorboard_has_figures_of_evaluations_and_loses_no_others(tmp_path):
+    """Of an older checkpoint, while the run's own events go further; a resume drops what lies beyond it."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def shown(tag):
+        found = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+        return [(e.step, round(e.value, 3)) for e in found.Scalars(tag)]
+
+    log = MetricsLog(str(tmp_path / "metrics.jsonl"))
+    log.follow(("tensorboard",), 0, {})
+    for samples in (10, 20, 30):
+        log.write({"samples_seen": samples, "loss": samples / 10})
+    figures = {"zero_shot.cifar10": {"top1": 0.25, "n_images": 100, "nothing": NAN, "none": None}}
+    log_module.evaluated(str(tmp_path), ("tensorboard",), 20, figures)
+    log_module.evaluated(str(tmp_path), ("tensorboard",), 30, figures, ema=True)
+    log.write({"samples_seen": 40, "loss": 4.0})
+    log.close()
+    assert shown("loss") == [(10, 1.0), (20, 2.0), (30, 3.0), (40, 4.0)]
+    assert shown("eval/zero_shot.cifar10.top1") == [(20, 0.25)]
+    assert shown("eval/zero_shot.cifar10.n_images") == [(20, 100)]
+    assert shown("eval_ema/zero_shot.cifar10.top1") == [(30, 0.25)]
+    tags = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Tags()["scalars"]
+    assert not [tag for tag in tags if tag.endswith(("nothing", "none"))]
+
+
+def test_a_logger_that_can_not_be_told_of_an_evaluation_costs_a_warning_only(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(log_module.importlib.util, "find_spec", lambda name: None)
+    log_module.evaluated(str(tmp_path), ("tensorboard", "wandb"), 20, {"a": {"top1": 0.5}})
+    assert [("tensorboard is not installed" in r.message, "wandb is not installed" in r.message) for r in caplog.records] == [(True, False), (False, True)]  # fmt: skip
+    caplog.clear()
+    log_module.evaluated(str(tmp_path), ("tensorboard",), 20, {"a": {"top1": NAN}})
+    assert not caplog.records
+
+
+def test_wandb_is_told_in_the_known_run_and_only_while_nobody_trains(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(log_module, "check", lambda loggers: None)
+    heard = []
+
+    class Heard:
+        def __init__(self, out, begun, settings):
+            heard.append(("begun", begun))
+
+        def write(self, figures, samples_seen):
+            heard.append((samples_seen, figures))
+
+        def close(self, failed):
+            heard.append(("closed", failed))
+
+    monkeypatch.setitem(log_module._TRACKERS, "wandb", Heard)
+    log_module.evaluated(str(tmp_path), ("wandb",), 20, {"a": {"top1": 0.5}})
+    assert heard == [("begun", 20), (20, {"eval/a.top1": 0.5}), ("closed", False)]
+    from pretrain.loop import lock
+
+    held = lock.take(str(tmp_path))
+    log_module.evaluated(str(tmp_path), ("wandb",), 20, {"a": {"top1": 0.5}})
+    held.release()
+    assert len(heard) == 3
+    assert "is being trained into" in caplog.records[-1].message
+    log_module.evaluated(str(tmp_path), ("wandb",), 20, {"a": {"top1": 0.5}})
+    assert len(heard) == 6

@@ -16,9 +16,10 @@ from pretrain.model import encoder as towers
 from pretrain.model.tweak.freeze import Freeze
 from pretrain.objective.base import Comm, Features
 from pretrain.objective.infonce import InfoNCE
+from pretrain.stream.device_decode import each
 from pretrain.stream.view.caption_mix import CaptionMix
 from pretrain.stream.view.crop import Crop
-from tests.tiny import scenes
+from tests.tiny import jpegs, scenes
 
 BATCH = 16
 
@@ -325,6 +326,28 @@ def test_a_set_that_lost_much_is_refused_and_its_damage_named(world, tmp_path, c
     assert sum(bool(re.fullmatch(named, r.message)) for r in caplog.records) == 1
 
 
+def test_a_set_smaller_than_a_batch_is_warned_of(world, tmp_path, caplog):
+    source = (ShardSource(path=str(scenes.write_shards(tmp_path / "shards", BATCH - 1))),)
+    train.run(settings(world, tmp_path / "out", phase(samples=BATCH), shards=source), seed=0)
+    told = (
+        f"{source[0].path}: {BATCH - 1} samples, and of each global batch {BATCH} are drawn from it"
+    )
+    assert [r.message.partition(": a batch")[0] for r in caplog.records] == [told]
+
+
+def test_a_set_whose_shards_are_cut_is_refused_by_its_index(world, tmp_path):
+    folder = scenes.write_shards(tmp_path / "shards", 40)
+    os.truncate(folder / "00000.tar", (folder / "00000.tar").stat().st_size // 2)
+    told = settings(
+        world, tmp_path / "out", phase(samples=BATCH), shards=(ShardSource(path=str(folder)),)
+    )
+    message = (
+        r"samples are lost, more than max_bad_frac = 0.01: 00000.tar: ends at byte .*hint: repair"
+    )
+    with pytest.raises(ValueError, match=message):
+        train.run(told, seed=0)
+
+
 @pytest.mark.parametrize(
     ("share", "message"),
     [
@@ -343,10 +366,14 @@ def test_too_many_bad_samples_stop_the_run_and_say_which(world, tmp_path, share,
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(world, tmp_path):
-    with pytest.raises(
-        TrainingStopped, match=r"step \d+: the loss or the weights are not finite. hint: lower lr"
-    ):
+    message = (
+        r"step \d+: the (loss is|weights are) not finite.*hint: in this order:.*a lower phase.0.lr"
+    )
+    with pytest.raises(TrainingStopped, match=message):
         train.run(settings(world, tmp_path, phase(lr=1e30, warmup_samples=0)), seed=0)
+    found = json.loads((tmp_path / "not_finite.json").read_text())
+    assert len(found["keys"]) == BATCH
+    assert found["positions"][0] == (found["step"] - 1) * BATCH
     assert all(line["loss"] == line["loss"] for line in lines(tmp_path))
 
 
@@ -391,3 +418,48 @@ def test_it_learns_64_pairs_by_heart(world, tmp_path):
         term = InfoNCE()
         _, found = term(Features({"image:pooled": images, "text:pooled": texts}), Comm(), 0)
     assert float(found["batch_accuracy"]) == 1.0
+
+
+@pytest.fixture
+def decoding_folder(world, tmp_path, monkeypatch) -> dict:
+    """Settings of a run over JPEGs, and a decoder of the device's that refuses every fifth one."""
+    monkeypatch.setattr(
+        train, "nvjpeg", lambda device: each(jpegs.OnTheCpu(lambda data: sum(data) % 5 == 0))
+    )
+    source = ShardSource(path=str(jpegs.write_shards(tmp_path / "jpegs", 20)))
+    return {"shards": (source,), "augment": "device", "decode": "device"}
+
+
+def test_a_run_that_decodes_on_the_device_resumes_bit_for_bit(world, tmp_path, decoding_folder):
+    told = settings(world, tmp_path / "out", phase(samples=3 * BATCH), **decoding_folder)
+    assert train.run(told, seed=0, stop_after_samples=2 * BATCH).interrupted
+    parts = train.run(dataclasses.replace(told, workers=1), seed=0, resume=True)
+    # This decoder has the loaders' own pixels.
+    other = dataclasses.replace(told, out=str(tmp_path / "worker"), decode="worker")
+    whole = train.run(other, seed=0)
+    assert figures(tmp_path / "out") == figures(tmp_path / "worker")
+    expected = weights(whole.checkpoint)
+    assert all(torch.equal(rows, expected[n]) for n, rows in weights(parts.checkpoint).items())
+
+
+def test_who_decodes_is_part_of_a_run(world, tmp_path, decoding_folder):
+    told = settings(world, tmp_path / "out", phase(samples=2 * BATCH), **decoding_folder)
+    train.run(told, seed=0, stop_after_samples=BATCH)
+    other = dataclasses.replace(told, decode="worker")
+    with pytest.raises(
+        ValueError, match=r"decode: checkpoint has 'device', now 'worker'.*--allow-change decode"
+    ):
+        train.run(other, seed=0, resume=True)
+    assert not train.run(other, seed=0, resume=True, allow_changes=["decode"]).interrupted
+
+
+def test_decoding_on_a_device_that_is_not_there_is_refused_before_anything_is_written(
+    world, tmp_path
+):
+    told = settings(world, tmp_path / "out", augment="device", decode="device")
+    if not torch.cuda.is_available():
+        with pytest.raises(
+            ValueError, match=r'train.decode = "device", and there is no CUDA device'
+        ):
+            train.run(told, seed=0)
+        assert not (tmp_path / "out").exists()
