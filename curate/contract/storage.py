@@ -1,26 +1,28 @@
-"""Paths on disk or behind fsspec, and the one way anything is committed: written beside, renamed.
+"""Paths on disk, in object stores or behind fsspec, and the one way anything is committed: whole.
 
-A file that exists is whole. Object stores make a put visible when it is complete, so there the
-write goes straight to its name.
+A file that exists is whole: on disk it is written beside its name and renamed. ``s3://``, ``gs://`` and
+``az://`` show a put when it is complete (``objects``); every other protocol is fsspec's.
 """
 
 from __future__ import annotations
 
 import fnmatch
 import json
+import logging
 import os
 import shutil
 import tempfile
 import threading
-import time
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import fsspec
 
+from curate.contract import deferred, disk, object_client, objects
+
+_logger = logging.getLogger(__name__)
 # What filesystems call the version of a file, by the most exact first: s3, http, gcs, azure, sftp.
 _VERSIONS = (
     "ETag",
@@ -33,10 +35,9 @@ _VERSIONS = (
     "last_modified",
 )
 
-_DAY_S = 86_400
 _COPY_BYTES = 1 << 20
-TEMPORARY = ".tmp-"  # in the name of a file that is being written
-_OPENING = threading.Lock()  # a filesystem, and so its transaction, may be shared by threads
+TEMPORARY = disk.TEMPORARY
+_SWAPPING = threading.Lock()
 _OURS = "clip-pipe://"  # an entry list that comes with the tool, on whichever machine opens it
 _OUR_LISTS = Path(__file__).resolve().parent.parent / "entries" / "lists"
 
@@ -55,7 +56,7 @@ def _filesystem(path: str) -> tuple[Any, str]:
     except (ImportError, ValueError) as fault:
         protocol = path.partition("://")[0]
         raise ValueError(
-            f"{path}: {fault}. hint: {protocol}:// needs a package of its own for fsspec, such as s3fs for s3://"
+            f"{path}: {fault}. hint: {protocol}:// needs a package of its own for fsspec, such as huggingface_hub for hf://"
         ) from fault
 
 
@@ -72,6 +73,15 @@ def _our_list(path: str) -> str:
 
 def prepare(folder: str) -> None:
     """Make a folder, or find out before any work that nothing can be written there. Raises ValueError."""
+    if objects.handles(folder):
+        name = disk.temporary_name("probe")
+        if not objects.prepare(folder, name):
+            _logger.warning(
+                "%s: this store lets a second writer overwrite the first (no If-None-Match): two runs there are not "
+                "kept apart. hint: run one command at a time on it",
+                folder,
+            )
+        return
     if is_url(folder):
         _filesystem(folder)
         return
@@ -97,14 +107,19 @@ def join(root: str, *names: str) -> str:
 def exists(path: str) -> bool:
     if not is_url(path):
         return os.path.exists(path)
+    if objects.handles(path):
+        return objects.exists(path)
     fs, inner = _filesystem(path)
     return bool(fs.exists(inner))
 
 
-def glob(pattern: str) -> list[str]:
-    """Sorted matches of a pattern, local or remote, each usable with ``open_file``."""
+def glob(pattern: str, only_files: bool = False) -> list[str]:
+    """Sorted matches of a pattern, local or remote, each usable with ``open_file``; folders too, or not."""
+    if objects.handles(pattern):
+        return objects.glob(pattern, only_files)
     fs, inner = _filesystem(pattern)
-    found = sorted(str(path) for path in fs.glob(inner))
+    about: dict[str, Any] = fs.glob(inner, detail=True)
+    found = sorted(path for path in about if not only_files or about[path]["type"] != "directory")
     return [fs.unstrip_protocol(path) for path in found] if is_url(pattern) else found
 
 
@@ -115,9 +130,36 @@ def inside(folder: str, pattern: str) -> list[str]:
     return [path for path in listed(folder) if fnmatch.fnmatch(path.rsplit("/", 1)[-1], pattern)]
 
 
+def below(folder: str) -> list[str]:
+    """Every file under a folder, sorted, each usable with ``open_file``."""
+    if objects.handles(folder):
+        return objects.every(folder)
+    fs, inner = _filesystem(folder)
+    found = sorted(str(name) for name in fs.find(inner))
+    return [str(fs.unstrip_protocol(name)) for name in found] if is_url(folder) else found
+
+
+def named(folder: str) -> str:
+    """A folder as the names of what lies in it begin: ``memory://x`` is ``memory:///x`` there."""
+    if objects.handles(folder):
+        return folder.rstrip("/")
+    fs, inner = _filesystem(folder)
+    return str(fs.unstrip_protocol(inner)) if is_url(folder) else str(inner)
+
+
+def is_file(path: str) -> bool:
+    """Whether there is a file of that name: not a folder."""
+    if objects.handles(path):
+        return objects.is_file(path)
+    fs, inner = _filesystem(path)
+    return bool(fs.isfile(inner))
+
+
 def size_bytes(path: str) -> int:
     if not is_url(path):
         return os.path.getsize(path)
+    if objects.handles(path):
+        return objects.meta(path)[0]
     fs, inner = _filesystem(path)
     return int(fs.size(inner))
 
@@ -131,31 +173,77 @@ def modified(path: str) -> str:
 
 def mark(url: str) -> tuple[int, str]:
     """(size in bytes, what the server calls this version), by one question; -1 and '' where it does not tell."""
+    if objects.handles(url):
+        return objects.meta(url)
     fs, inner = _filesystem(url)
-    info = fs.info(inner)
+    return _mark(fs.info(inner))
+
+
+def _mark(info: dict[str, Any]) -> tuple[int, str]:
     size = info.get("size")
     version = next((info[name] for name in _VERSIONS if info.get(name)), "")
     return -1 if size is None else int(size), str(version)
 
 
+def marks(folder: str) -> dict[str, tuple[int, str]]:
+    """``mark`` of each file of a remote folder, by one listing (of as many pages as it takes)."""
+    if objects.handles(folder):
+        return objects.marks(folder)
+    fs, inner = _filesystem(folder)
+    return {
+        str(fs.unstrip_protocol(str(entry["name"]))): _mark(entry)
+        for entry in fs.ls(inner, detail=True)
+        if entry.get("type") == "file"
+    }
+
+
+def sizes(folder: str) -> dict[str, int]:
+    """The size in bytes of each file of a remote folder, by one listing; without those it does not tell."""
+    return {path: size for path, (size, _) in marks(folder).items() if size >= 0}
+
+
 def fetch(url: str, target: str) -> None:
-    """Copy a remote file to a path on disk, in one stream; once this returns its bytes are on the disk."""
+    """Copy a remote file to a path on disk; once this returns its bytes are on the disk."""
+    if objects.handles(url):
+        object_client.ask("download", url, target)
+        return
     fs, inner = _filesystem(url)
     fs.get_file(inner, target)
-    _sync(target)
+    disk.sync(target)
 
 
 def open_file(path: str, mode: str = "rb") -> IO[Any]:
     if not is_url(path):
         return open(path, mode)
+    if objects.handles(path):
+        if mode != "rb":
+            raise ValueError(f"{path}: opened to be written ({mode}). hint: storage.committed()")
+        return cast(IO[Any], objects.ObjectFile(path))
     fs, inner = _filesystem(path)
     return fs.open(inner, mode)
 
 
+def read_range(path: str, offset: int, size: int) -> bytes:
+    """Some bytes of a file, by one request for just these where it is remote."""
+    if not size:
+        return b""
+    if objects.handles(path):
+        return bytes(object_client.ask("get_many", path, offset, offset + size, ""))
+    if is_url(path):
+        fs, inner = _filesystem(path)
+        return bytes(fs.cat_file(inner, start=offset, end=offset + size))
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def open_shard(path: str) -> BinaryIO:
+    """A file to be read, seekable: large ranges are asked for, and ahead of a reader that goes straight on."""
+    return cast(BinaryIO, open_file(path))
+
+
 def is_empty(folder: str) -> bool:
     """Whether a folder is not there or holds nothing but files that were never committed."""
-    if not exists(folder):
-        return True
     return all(TEMPORARY in path.rsplit("/", 1)[-1] for path in listed(folder))
 
 
@@ -169,26 +257,15 @@ def sweep(folder: str) -> None:
         return
     for root, _, names in os.walk(folder):
         for name in names:
-            if TEMPORARY in name and _is_abandoned(os.path.join(root, name)):
-                os.remove(os.path.join(root, name))
-
-
-def _is_abandoned(path: str) -> bool:
-    host, _, process = path.rpartition(TEMPORARY)[2].rpartition("-")[0].rpartition("-")
-    if host == os.uname().nodename and process.isdigit():
-        try:
-            os.kill(int(process), 0)
-        except ProcessLookupError:
-            return True
-        except PermissionError:
-            return False
-        return False
-    # Of a hard link the time of change is that of its content, long ago; of the link itself it is ctime.
-    return time.time() - os.stat(path).st_ctime > _DAY_S
+            with suppress(FileNotFoundError):  # whoever wrote it has ended with it meanwhile
+                if TEMPORARY in name and disk.is_abandoned(os.path.join(root, name)):
+                    os.remove(os.path.join(root, name))
 
 
 def listed(folder: str) -> list[str]:
     """What lies in a folder, sorted, each usable with ``open_file``; nothing where there is no folder."""
+    if objects.handles(folder):
+        return objects.listed(folder)
     fs, inner = _filesystem(folder)
     if not fs.exists(inner):
         return []
@@ -198,9 +275,28 @@ def listed(folder: str) -> list[str]:
 
 def remove(path: str) -> None:
     """Delete a file or a folder with all it holds; nothing happens if it is not there."""
+    if objects.handles(path):
+        objects.remove(path)
+        return
     fs, inner = _filesystem(path)
     if fs.exists(inner):
         fs.rm(inner, recursive=True)
+
+
+def move(source: str, target: str) -> None:
+    """Give a file another name, over whatever has it; nothing happens if it is not there."""
+    if not is_url(source):
+        with suppress(FileNotFoundError):
+            os.replace(source, target)
+        return
+    if objects.handles(source):
+        with suppress(FileNotFoundError):  # both are there for a moment, and never neither
+            link_or_copy(source, target)
+            remove(source)
+        return
+    fs, inner = _filesystem(source)
+    if fs.exists(inner):
+        fs.mv(inner, _filesystem(target)[1])
 
 
 def link_or_copy(source: str, target: str) -> None:
@@ -208,85 +304,31 @@ def link_or_copy(source: str, target: str) -> None:
 
     Neither name is ever written to again: what is committed stays as it is.
     """
+    if objects.handles(source) and objects.handles(target) and objects.copy(source, target):
+        return
+    if objects.handles(target) and not is_url(source):
+        object_client.ask("upload", target, source)
+        return
     if is_url(source) or is_url(target):
         with open_file(source) as file, committed(target) as copy:
             shutil.copyfileobj(file, copy, _COPY_BYTES)
         return
-    os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-    temporary = _temporary(target)
-    try:
-        try:
-            os.link(source, temporary)
-        except OSError:
-            shutil.copyfile(source, temporary)
-            _sync(temporary)
-        os.replace(temporary, target)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-def _sync(path: str) -> None:
-    """Have a file's bytes on the disk before another name says that they are."""
-    with open(path, "rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _temporary(path: str) -> str:
-    """A name beside a file, which says whose it is while it is written."""
-    return f"{path}{TEMPORARY}{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    disk.link_or_copy(source, target)
 
 
 @contextmanager
 def committed(path: str, mode: str = "wb") -> Iterator[IO[Any]]:
     """A file that appears under ``path`` only if the block ends without an exception."""
-    if is_url(path):
-        with _committed_away(path, mode) as file:
+    if objects.handles(path):
+        with objects.committed(path) as file:
             yield file
         return
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    temporary = _temporary(path)
-    try:
-        with open(temporary, mode) as file:
+    if is_url(path):
+        with deferred.committed(*_filesystem(path), mode) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        if os.path.exists(temporary):
-            os.remove(temporary)
-
-
-@contextmanager
-def _committed_away(path: str, mode: str) -> Iterator[IO[Any]]:
-    fs, inner = _filesystem(path)
-    fs.makedirs(inner.rsplit("/", 1)[0], exist_ok=True)
-    file = _deferred(fs, inner, mode)
-    try:
-        with file:
-            yield file
-    except BaseException:
-        file.discard()
-        raise
-    file.commit()
-
-
-def _deferred(fs: Any, inner: str, mode: str) -> Any:
-    """A file that appears when its own ``commit`` is called.
-
-    A transaction holds all files that are opened in it, and ends for all of them at once: where two are
-    written side by side, each is taken out of it again as soon as it is open.
-    """
-    with _OPENING, fs.transaction:
-        file = fs.open(inner, mode)
-        fs.transaction.files.clear()
-    if not (hasattr(file, "commit") and hasattr(file, "discard")):
-        file.close()
-        raise ValueError(
-            f"{inner}: {type(fs).__name__} can't write a file that appears only when it is whole. "
-            "hint: name a folder on disk or in an object store"
-        )
-    return file
+        return
+    with disk.committed(path, mode) as file:
+        yield file
 
 
 def read_json(path: str, where: str) -> dict[str, Any]:
@@ -304,11 +346,37 @@ def read_json(path: str, where: str) -> dict[str, Any]:
     return found
 
 
+def create_text(path: str, text: str) -> bool:
+    """Write a file only if nothing is there; True if it is ours. Of several writers one wins, on any machine."""
+    return _swap_away(path, text, None) if is_url(path) else disk.create(path, text)
+
+
+def swap_text(path: str, text: str, expected: str | None) -> bool:
+    """Write a file only if it holds ``expected`` (None: if nothing is there); True if it is ours."""
+    if expected is None:
+        return create_text(path, text)
+    return (_swap_away if is_url(path) else disk.swap)(path, text, expected)
+
+
+def _swap_away(path: str, text: str, expected: str | None) -> bool:
+    """Object stores decide themselves. Other filesystems can't be asked to: threads of this process only."""
+    if objects.handles(path):
+        return objects.swap(path, text, expected)
+    with _SWAPPING:
+        found = read_text(path) if exists(path) else None
+        if found != expected:
+            return False
+        write_text(path, text)
+        return True
+
+
 def write_text(path: str, text: str) -> None:
     with committed(path) as file:
         file.write(text.encode())
 
 
 def read_text(path: str) -> str:
+    if objects.handles(path):
+        return bytes(object_client.ask("get", path)).decode()
     with open_file(path) as file:
         return file.read().decode()

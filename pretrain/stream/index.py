@@ -160,7 +160,7 @@ def load(path: str, root: str, copies: Copies) -> Index:
         if isinstance(fault, ValueError) or not storage.is_url(path):
             raise
         raise ValueError(
-            f"{path}: {type(fault).__name__}: {fault}. hint: check the address, and the credentials where fsspec looks for them"
+            f"{path}: {type(fault).__name__}: {fault}. hint: check the address, and the credentials in the environment"
         ) from fault
     if not index.counts.sum():
         raise ValueError(

@@ -1,9 +1,9 @@
-"""Shards behind s3, https or any fsspec URL: whole copies in the cache folder, fetched ahead of need.
+"""Shards in an object store, behind https or any fsspec URL: whole copies in the cache folder, fetched ahead of need.
 
 Processes of one machine share the copies. A copy is named by URL, size and what the server calls its
 version, appears when it is whole, and goes, least recently used first, when room is needed. Who
-reads it at that moment reads on. Paths on disk are read in place. Credentials and endpoints are
-fsspec's own: its configuration files, or the environment of s3fs and the like.
+reads it at that moment reads on. Paths on disk are read in place. Credentials and endpoints are those of
+``storage``, in the environment.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from contextlib import suppress
 from typing import Any
 
 from curate.contract import storage
+from curate.contract.object_client import StoreError
 from pretrain.stream import cache
 
 _logger = logging.getLogger(__name__)
@@ -128,7 +129,9 @@ class Copies:
                 if getattr(fault, "errno", 0) in cache.NO_DESCRIPTORS:
                     raise
                 self._names.pop(url, None)
-                if attempt == _ATTEMPTS or isinstance(fault, FileNotFoundError):
+                # Object stores are asked again by ``storage``; who is not allowed to is not asked again.
+                final = isinstance(fault, FileNotFoundError | PermissionError | StoreError)
+                if attempt == _ATTEMPTS or final:
                     raise Unreachable(
                         f"{url}: asked {attempt} times: {type(fault).__name__}: {fault}. "
                         "hint: once the server is there and has it, --resume goes on from the last checkpoint"

@@ -204,3 +204,37 @@ def test_a_remote_file_is_marked_and_fetched_whole(tmp_path: Path) -> None:
     storage.fetch(path, str(tmp_path / "a"))
     assert (tmp_path / "a").read_bytes() == b"abc"
     storage.remove(path)
+
+
+def test_sizes_of_a_remote_folder_come_by_one_listing() -> None:
+    store = MemoryFileSystem()
+    store.pipe({"/sizes/a.tar": b"abc", "/sizes/b.tar": b"", "/sizes/below/c.tar": b"x"})
+    try:
+        assert storage.sizes("memory://sizes") == {
+            "memory:///sizes/a.tar": 3,
+            "memory:///sizes/b.tar": 0,
+        }
+        assert set(storage.glob("memory://sizes/*.tar")) == set(storage.sizes("memory://sizes"))
+    finally:
+        store.rm("/sizes", recursive=True)
+
+
+def test_marks_and_ranges_of_a_remote_folder_are_asked_for_together() -> None:
+    try:
+        for name in ("a", "b"):
+            storage.write_text(f"memory://marks/{name}.txt", f"0123{name}")
+        found = storage.marks("memory://marks")
+        assert {name.rsplit("/", 1)[-1]: size for name, (size, _) in found.items()} == {
+            "a.txt": 5,
+            "b.txt": 5,
+        }
+        assert all(storage.mark(name) == mark for name, mark in found.items())
+        assert storage.read_range("memory://marks/a.txt", 2, 3) == b"23a"
+        assert storage.read_range("memory://marks/a.txt", 2, 0) == b""
+    finally:
+        storage.remove("memory://marks")
+
+
+def test_a_range_of_a_file_on_disk(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"0123456")
+    assert storage.read_range(str(tmp_path / "a"), 2, 3) == b"234"
