@@ -20,6 +20,8 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
+from curate.contract.done import Written
+
 KEEP = pa.field("keep", pa.bool_())
 REASON = pa.field("reason", pa.dictionary(pa.int32(), pa.string()))
 VIRTUAL_COLUMNS = ("image", "part", "row")
@@ -40,7 +42,10 @@ class Resources:
 
     cpus: float = 1.0
     gpus: float = 0.0
-    memory_bytes: int = 0
+    memory_bytes: int = 0  # asked for, and the most that a task may hold; 0: no limit of its own
+    keep: bool = (
+        False  # open() is dear: under Ray its processes are kept for the stage (as with a GPU)
+    )
 
 
 @dataclass(frozen=True)
@@ -127,6 +132,13 @@ class SourceStage(Stage):
 
     def sizes_bytes(self) -> dict[str, int]:
         """Size of every file by its path, so that a file that changed is told from one that was added."""
+        return {}
+
+    def versions(self) -> Mapping[str, tuple[int, str]]:
+        """(size, what its server calls this version) of every file by its path, as a listing told it.
+
+        A large file behind a URL that has a version is known by it and not read; '' means none.
+        """
         return {}
 
     def produce(self, part: Part) -> Iterator[pa.Table]:
@@ -230,6 +242,13 @@ class GlobalStage(Stage):
         """A partial for the next pass from one part, with what is known so far."""
         raise NotImplementedError
 
+    def together(self, partials: Sequence[pa.Table]) -> pa.Table:
+        """Several partials of ``look_again`` as one: where they are sums, the sum, which does not grow.
+
+        A stage that has it may be given fewer partials in ``adjust`` than there are parts.
+        """
+        raise NotImplementedError
+
     def adjust(self, state: pa.Table, partials: Sequence[pa.Table]) -> pa.Table:
         """The state after one more pass; the same for any order of the partials."""
         raise NotImplementedError
@@ -279,6 +298,21 @@ class ShardStage(Stage):
         self, piece: tuple[int, ...], packed: Sequence[tuple[str, str]], path: str
     ) -> pa.Table:
         """Write one tar, a slice of all packed parts. Returns its index (contract/shards.INDEX_SCHEMA)."""
+        raise NotImplementedError
+
+    def gather(self, index_paths: Mapping[int, str], cuts: int, path: str) -> Written:
+        """Write the indexes of several packed parts (by number) as one file of ``cuts`` pieces of the order."""
+        raise NotImplementedError
+
+    def assemble_gathered(
+        self,
+        piece: tuple[int, ...],
+        gathered: Sequence[str],
+        cuts: int,
+        blocks_path: Callable[[int], str],
+        path: str,
+    ) -> pa.Table:
+        """``assemble`` out of what ``gather`` wrote: it reads its own pieces of the order, and no more."""
         raise NotImplementedError
 
 

@@ -1,7 +1,8 @@
 """What a stage is expected to cost: seconds per row as measured in the pool, else a typical rate, else unknown.
 
 Typical rates were measured on one core of a shared server (its description: docs/benchmarks.md), where
-ratios hold better than rates; a download differs most. They are for planning a night or a month.
+ratios hold better than rates; a download differs most. They are for planning a night or a month, and the paper
+estimates of docs/scale.md stand on them. ``python tests/bench/scale.py --measure rates.json`` measures most of them.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from curate.contract.parts import stage_folder
 from pipelines.plan import CurationPlan, Planned
 
 _MOST_PARTS = 64  # footers that are read for a measured rate
-_LEAST_S = 0.05  # less than this in all is no measurement
+LEAST_S = 0.05  # less than this in all is no measurement
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Rate:
 
 # use -> (rows per second of one worker, what that was measured on)
 TYPICAL: dict[str, tuple[float, str]] = {
+    "source.url_table": (600_000, "rows of parquet"),
+    "source.image_tars": (8_600, "256 px pictures of 20 KB"),
+    "filter.duplicate_pair": (300_000, "all its passes"),
     "score.metadata_match": (350_000, "300,000 entries, alt-texts"),
     "download.fetch": (
         150,
@@ -51,6 +55,14 @@ TYPICAL: dict[str, tuple[float, str]] = {
     "score.caption_shape": (250_000, "alt-texts"),
     "score.text_embedding": (216, "MiniLM on one core"),
     "score.phash": (1_400, "256 px pictures"),
+    "score.picture_shape": (19_000, "256 px pictures"),
+    "filter.metadata_balance": (750_000, "counts and draws"),
+    "filter.threshold": (8_000_000, "one column"),
+    "filter.top_fraction": (230_000, "three passes"),
+    "filter.duplicate_image": (240_000, "all its passes"),
+    "filter.near_duplicate": (12_000, "hashes with no near ones"),
+    "shard.write": (11_000, "256 px pictures of 20 KB"),
+    "shard.write: list of pairs": (1_000_000, "ledger and kept.parquet"),
     "filter.eval_overlap": (5_000, "50,000 evaluation pictures"),
 }
 
@@ -93,7 +105,7 @@ def _rate(paths: list[str]) -> float | None:
         if fresh > 0:
             rows += fresh
             seconds += stats.get("seconds", 0.0)
-    return seconds / rows if rows and seconds >= _LEAST_S else None
+    return seconds / rows if rows and seconds >= LEAST_S else None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,9 @@ crash resumes, and another recipe's folder is refused before any work.
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,20 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.contract import parts, shards, storage
+from curate.contract import done, listing, parts, shards, storage
 from curate.contract.columns import LEDGER_SCHEMA
 from curate.contract.manifest import package_versions
-from pipelines import generations
+from curate.stage import ShardStage
+from pipelines import generations, lease
 from pipelines.errors import RecipeError, split_hint
 from pipelines.part import decided_rows, load_columns, pictures_of
 from pipelines.plan import CurationPlan
 
 _MARKER = shards.UNFINISHED
 _LEDGER_FOLDER_PARTS = 256  # more parts than this, and the ledger is a folder of parts
+MOST_CUTS = 1 << 16  # pieces of the order that a gathered index is cut into
+_PLACED_AT_ONCE = 16  # parts of the ledger
+_GATHER_AT_LEAST = 64  # parts whose indexes each tar looks into
 KEPT_SCHEMA = pa.schema([("uid", pa.string()), ("url", pa.string()), ("caption", pa.string())])
 
 
@@ -43,7 +49,7 @@ def check_folder(plan: CurationPlan) -> dict[str, Any] | None:
                 )
             whole = name == "manifest.json" and found.get("fingerprint") == plan.shard.fingerprint
             return found if whole and _is_complete(root, found) else None
-    if not storage.is_empty(root):
+    if not lease.is_empty(root):
         raise RecipeError(
             f"curate.shards = {root!r}",
             "the folder is not empty and holds no shards of clip-pipe (no manifest.json)",
@@ -85,20 +91,23 @@ def begin(plan: CurationPlan) -> None:
     # The manifest first: without it nothing here counts as finished shards.
     for name in ("manifest.json", "sizes.json", "index.parquet", "ledger.parquet", "kept.parquet"):
         storage.remove(storage.join(root, name))
-    for path in storage.glob(storage.join(root, "*.tar")):
-        storage.remove(path)
+    listing.remove_files(storage.glob(storage.join(root, "*.tar")))
     storage.write_text(marker, json.dumps(mine))
 
 
 def pack(plan: CurationPlan, part: int) -> dict[str, Any]:
     """Commit one part's ledger rows and, where there are pictures, its sample blocks."""
     paths = _packed(plan, part)
-    if storage.exists(paths["ledger"]):
-        return parts.read_stats(paths["ledger"])
-    rows = parts.read_table(plan.pool.rows_path(part), ["uid", "url", "caption"])
+    beside = {name: paths[name] for name in ("blocks", "index") if plan.has_images}
+    if before := parts.prior_attempt(paths["ledger"], beside):
+        return before
+    lease.check()
+    rows = parts.read_part(plan.pool.rows_path(part), ["uid", "url", "caption"])
     ledger = _ledger(plan, part, rows)
     kept = np.asarray(ledger["keep"])
+    others: dict[str, tuple[str, done.Written]] = {}
     stats: dict[str, Any] = {
+        "part": part,
         "rows": len(rows),
         "kept": int(kept.sum()),
         "refused": _refused(ledger),
@@ -110,30 +119,62 @@ def pack(plan: CurationPlan, part: int) -> dict[str, Any]:
             stats["histogram"] = plan.shard.stage.pack(
                 samples, pictures, paths["blocks"], paths["index"]
             )
-    parts.write_table(paths["ledger"], ledger, stats)
-    return stats
+        others = {name: (path, done.written_as(path)) for name, path in beside.items()}
+    return parts.write_part(paths["ledger"], ledger, stats, others)[0]
+
+
+def gatherings(plan: CurationPlan, part_count: int) -> list[tuple[int, int]]:
+    """The parts, from and up to, whose indexes are made one before tars are assembled; [] where they are few.
+
+    Each tar has samples of nearly every part. To look into each of 100,000 parts for each of 30,000 tars is
+    three thousand million openings; into 316 gathered ones, ten million.
+    """
+    gathers = type(plan.shard.stage).gather is not ShardStage.gather
+    if not gathers or part_count <= _GATHER_AT_LEAST:
+        return []
+    size = max(_GATHER_AT_LEAST, math.isqrt(part_count))
+    return [(n, min(n + size, part_count)) for n in range(0, part_count, size)]
+
+
+def gather(plan: CurationPlan, cuts: int, first: int, stop: int) -> None:
+    """Commit the order of the samples of some parts, cut into ``cuts`` pieces that are read alone."""
+    path = _gathered(plan, cuts, first, stop)
+    if parts.prior_attempt(path):
+        return
+    lease.check()
+    index_paths = {part: _packed(plan, part)["index"] for part in range(first, stop)}
+    written = plan.shard.stage.gather(index_paths, cuts, path)
+    done.commit(path, {"parts": stop - first}, written, {})
 
 
 def assemble(
-    plan: CurationPlan, part_count: int, number: int, piece: tuple[int, ...]
+    plan: CurationPlan, part_count: int, number: int, piece: tuple[int, ...], cuts: int = 0
 ) -> dict[str, Any]:
-    """Commit one tar, then its index: a tar whose index is there is whole."""
+    """Commit one tar, its index, and the manifest that names both. ``cuts``: of the gathered order, if it is."""
     index_path = _assembled(plan, number)
-    if not storage.exists(index_path):
-        packed = [
-            (_packed(plan, part)["blocks"], _packed(plan, part)["index"])
-            for part in range(part_count)
-        ]
-        path = storage.join(plan.shards_root, shards.shard_name(number))
+    path = storage.join(plan.shards_root, shards.shard_name(number))
+    if before := parts.prior_attempt(index_path, {"tar": path}):
+        return before
+    lease.check()
+    shares = gatherings(plan, part_count) if cuts else []
+    if shares:
+        gathered = [_gathered(plan, cuts, *share) for share in shares]
+        index = plan.shard.stage.assemble_gathered(
+            piece, gathered, cuts, lambda part: _packed(plan, part)["blocks"], path
+        )
+    else:
+        paths = [_packed(plan, part) for part in range(part_count)]
+        packed = [(entry["blocks"], entry["index"]) for entry in paths]
         index = plan.shard.stage.assemble(piece, packed, path)
-        parts.write_table(index_path, index, {"samples": len(index["key"].unique())})
-    return parts.read_stats(index_path)
+    stats = {"part": number, "samples": len(index["key"].unique())}
+    return parts.write_part(index_path, index, stats, {"tar": (path, done.written_as(path))})[0]
 
 
 def finish(
     plan: CurationPlan, part_stats: list[dict[str, Any]], sizes: list[int]
 ) -> dict[str, Any]:
     """Write ledger, index, sizes and, last, the manifest; drop the marker and what is not needed."""
+    lease.check()
     root = plan.shards_root
     part_count = len(part_stats)
     _write_ledger(plan, part_count)
@@ -147,9 +188,20 @@ def finish(
     manifest = _manifest(plan, part_stats, sizes)
     text = json.dumps(manifest, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
     storage.write_text(storage.join(root, "manifest.json"), text)
-    storage.remove(storage.join(root, _MARKER))
-    storage.remove(_work(plan))
+    close(plan)
     return manifest
+
+
+def is_left_open(plan: CurationPlan) -> bool:
+    """Whether a run died between the manifest of whole shards and its end."""
+    is_open = storage.exists(storage.join(plan.shards_root, _MARKER))
+    return is_open or any(lease.is_left(root) for root in (plan.pool_root, plan.shards_root))
+
+
+def close(plan: CurationPlan) -> None:
+    """Drop the marker of shards that are whole, and what is not needed any more."""
+    storage.remove(storage.join(plan.shards_root, _MARKER))
+    storage.remove(_work(plan))
 
 
 def _work(plan: CurationPlan) -> str:
@@ -162,6 +214,11 @@ def _packed(plan: CurationPlan, part: int) -> dict[str, str]:
         name: storage.join(_work(plan), name, f"part-{part:05d}.{end}")
         for name, end in names.items()
     }
+
+
+def _gathered(plan: CurationPlan, cuts: int, first: int, stop: int) -> str:
+    name = f"parts-{first:05d}-{stop - 1:05d}.tables"
+    return storage.join(_work(plan), f"gathered-of-{cuts:05d}", name)
 
 
 def _assembled(plan: CurationPlan, number: int) -> str:
@@ -208,10 +265,14 @@ def _write_ledger(plan: CurationPlan, part_count: int) -> None:
         _concatenate(sources, target, LEDGER_SCHEMA)
         return
     storage.remove(target)
-    for part, source in enumerate(sources):
-        parts.write_table(
-            storage.join(target, f"part-{part:05d}.parquet"), parts.read_table(source)
-        )
+
+    def place(part: int) -> None:
+        done.checked(sources[part])
+        storage.link_or_copy(sources[part], storage.join(target, f"part-{part:05d}.parquet"))
+
+    with ThreadPoolExecutor(_PLACED_AT_ONCE) as pool:
+        for start in range(0, part_count, _LEDGER_FOLDER_PARTS):
+            list(pool.map(place, range(start, min(start + _LEDGER_FOLDER_PARTS, part_count))))
 
 
 def _remove_if_folder(path: str) -> None:
@@ -226,8 +287,7 @@ def _write_kept(plan: CurationPlan, part_count: int) -> None:
         storage.committed(path) as file,
         _writer(file, KEPT_SCHEMA) as writer,
     ):
-        for part in range(part_count):
-            ledger = parts.read_table(_packed(plan, part)["ledger"])
+        for ledger in parts.read_parts([_packed(plan, n)["ledger"] for n in range(part_count)]):
             writer.write_table(ledger.filter(ledger["keep"]).select(KEPT_SCHEMA.names))
 
 
@@ -237,8 +297,8 @@ def _concatenate(sources: list[str], target: str, schema: pa.Schema) -> None:
         storage.committed(target) as file,
         _writer(file, schema) as writer,
     ):
-        for source in sources:
-            writer.write_table(parts.read_table(source).cast(schema))
+        for table in parts.read_parts(sources):
+            writer.write_table(table.cast(schema))
 
 
 def _writer(file: Any, schema: pa.Schema) -> pq.ParquetWriter:
@@ -260,12 +320,8 @@ def _manifest(
     for planned in (plan.source, *plan.stages):
         reasons = dict(sorted(refused.get(planned.name, Counter()).items()))
         kept = rows_in - sum(reasons.values())
-        seconds = sum(
-            parts.read_stats(plan.pool.columns_path(planned.use, planned.fingerprint, part)).get(
-                "seconds", 0.0
-            )
-            for part in range(len(part_stats))
-        )
+        folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
+        told = storage.read_json(storage.join(folder, "manifest.json"), "pool")
         stages.append(
             {
                 "use": planned.name,
@@ -273,15 +329,15 @@ def _manifest(
                 "rows_in": rows_in,
                 "kept": kept,
                 "refused": reasons,
-                "seconds": round(seconds, 3),
+                "seconds": told["seconds"],
             }
         )
         rows_in = kept
     images = [p.fingerprint for p in (plan.source, *plan.stages) if p.makes_images]
     # Without what only the pool is about, so that shards made anew are the same.
-    told = ("kinds", "rows", "before", "after")
+    names = ("kinds", "rows", "before", "after")
     retries = [
-        {name: entry[name] for name in told if name in entry}
+        {name: entry[name] for name in names if name in entry}
         for entry in generations.entries_of(plan.pool.describe(), plan.recipe)
     ]
     return {

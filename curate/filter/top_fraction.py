@@ -119,6 +119,13 @@ class TopFraction(GlobalStage):
         found = [_binary(keys[inside]), values.filter(pa.array(inside)).combine_chunks()]
         return pa.table(found, schema=_CUT)
 
+    def together(self, partials: Sequence[pa.Table]) -> pa.Table:
+        found = pa.concat_tables(partials)
+        if found.schema != _COUNTS:
+            return found
+        summed = found.group_by("gap").aggregate([("rows", "sum")])
+        return pa.table([summed["gap"], summed["rows_sum"]], schema=_COUNTS)
+
     def adjust(self, state: pa.Table, partials: Sequence[pa.Table]) -> pa.Table:
         wanted = state["wanted"][0].as_py()
         found = pa.concat_tables(partials)

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import difflib
 import hashlib
-from collections.abc import Iterable, Sequence
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import fsspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -40,6 +43,10 @@ PICTURE_EXTENSIONS = (
     "jxl",
 )
 _IDENTITY_FILES = 1000
+_LISTED_FROM = 8  # files of one remote folder that are worth a listing of it
+_ASKED_AT_ONCE = 32
+LISTED = ("_files", "_marks")  # what a source found out of its files, and no worker needs
+Marks = dict[str, tuple[int, str]]  # file -> (size in bytes, what its server calls this version)
 _SHOWN_BYTES = 1000
 _PICTURE_FIELDS = [column_field("sha256"), column_field("image")]
 
@@ -99,11 +106,10 @@ def files_of(path: str | Sequence[str], extensions: Iterable[str]) -> list[str]:
 
 
 def _files_of_one(entry: str, endings: tuple[str, ...]) -> list[str]:
-    fs, inner = fsspec.core.url_to_fs(entry)
-    if not fs.exists(inner):  # a name that is there is never taken for a pattern
-        return _globbed(entry) if _is_pattern(entry) else []
-    if fs.isfile(inner):
+    if storage.is_file(entry):
         return [entry]
+    if not storage.exists(entry):  # a name that is there is never taken for a pattern
+        return _globbed(entry) if _is_pattern(entry) else []
     return [
         name
         for name in below(entry)
@@ -117,20 +123,12 @@ def _is_pattern(entry: str) -> bool:
 
 def _globbed(pattern: str) -> list[str]:
     """Sorted files that match; folders that do are left out."""
-    fs, inner = fsspec.core.url_to_fs(pattern)
-    found = sorted(
-        str(name)
-        for name, about in fs.glob(inner, detail=True).items()
-        if about["type"] != "directory"
-    )
-    return [str(fs.unstrip_protocol(name)) for name in found] if storage.is_url(pattern) else found
+    return storage.glob(pattern, only_files=True)
 
 
 def below(folder: str) -> list[str]:
     """Every file under a folder, sorted, each usable with ``storage.open_file``."""
-    fs, inner = fsspec.core.url_to_fs(folder)
-    found = sorted(str(name) for name in fs.find(inner))
-    return [str(fs.unstrip_protocol(name)) for name in found] if storage.is_url(folder) else found
+    return storage.below(folder)
 
 
 def _nothing_found(entry: str, endings: tuple[str, ...]) -> str:
@@ -153,12 +151,30 @@ def identity_files(files: Sequence[str]) -> tuple[str, ...]:
     return tuple(named[n * len(named) // count] for n in range(count))
 
 
-def names_and_sizes(files: Sequence[str], root: str = "") -> str:
+def marks_of(files: Sequence[str]) -> Marks:
+    """Size in bytes and version of every file; '' for the version of those on disk.
+
+    A remote folder is listed once for all of its files: a question for each of 40,000 takes minutes.
+    """
+    found: Marks = {name: (os.stat(name).st_size, "") for name in files if not storage.is_url(name)}
+    away = [name for name in files if name not in found]
+    folders = Counter(name.rpartition("/")[0] for name in away)
+    for folder in (one for one, count in folders.items() if count >= _LISTED_FROM):
+        with suppress(OSError, ValueError, NotImplementedError):  # a web server may list nothing
+            found.update(storage.marks(folder))
+    left = [name for name in away if found.get(name, (-1, ""))[0] < 0]
+    with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+        found.update(zip(left, pool.map(storage.mark, left), strict=True))
+    return {name: found[name] for name in files}
+
+
+def names_and_sizes(marks: Mapping[str, tuple[int, str]], root: str = "") -> str:
     """A hash of every file's size and name, for ``Stage.identity``.
 
     Names are taken below ``root``, or below the folder that all files share: moving a source as a
     whole changes nothing.
     """
+    files = list(marks)
     folders = [root.split("/")] if root else [name.split("/")[:-1] for name in files]
     shared = 0
     while folders and all(
@@ -167,7 +183,7 @@ def names_and_sizes(files: Sequence[str], root: str = "") -> str:
         shared += 1
     digest = hashlib.sha256()
     for name in files:
-        known = f"{'/'.join(name.split('/')[shared:])}\0{storage.size_bytes(name)}\n"
+        known = f"{'/'.join(name.split('/')[shared:])}\0{marks[name][0]}\n"
         digest.update(known.encode("utf-8", "surrogateescape"))
     return digest.hexdigest()
 

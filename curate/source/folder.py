@@ -8,18 +8,20 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-import fsspec
 import pyarrow as pa
 
 from curate.contract import storage
 from curate.source.base import (
+    LISTED,
     PICTURE_EXTENSIONS,
     PICTURES_PER_TABLE,
     BadRow,
     Cell,
     Chunk,
+    Marks,
     below,
     identity_files,
+    marks_of,
     names_and_sizes,
     picture_columns,
     picture_fault,
@@ -63,8 +65,11 @@ class Folder(SourceStage):
         table = [storage.join(self.path, self.captions)] if self.captions else []
         return identity_files(list(dict.fromkeys([*table, *self._files])))
 
+    def versions(self) -> dict[str, tuple[int, str]]:
+        return self._marks
+
     def identity(self) -> str:
-        return names_and_sizes(self._files, self.path.rstrip("/"))
+        return names_and_sizes(self._marks, self.path.rstrip("/"))
 
     def check(self) -> None:
         if self.rows_per_part < 1 or self.max_caption_bytes < 1:
@@ -109,9 +114,13 @@ class Folder(SourceStage):
     def _files(self) -> list[str]:
         return below(self.path)
 
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self._files)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the list of files: it may be long, and workers get theirs with their part."""
-        return {name: value for name, value in self.__dict__.items() if name != "_files"}
+        return {name: value for name, value in self.__dict__.items() if name not in LISTED}
 
     def _reader(self) -> Table:
         path = storage.join(self.path, self.captions)
@@ -125,11 +134,7 @@ class Folder(SourceStage):
 
     def _named_pieces(self) -> list[dict[str, Any]]:
         """Parts that name their samples, so that files which come later do not move anything."""
-        fs, inner = fsspec.core.url_to_fs(self.path)
-        root = (
-            len(str(fs.unstrip_protocol(inner) if storage.is_url(self.path) else inner).rstrip("/"))
-            + 1
-        )
+        root = len(storage.named(self.path).rstrip("/")) + 1
         samples = _samples([name[root:] for name in self._files])
         step = self.rows_per_part
         return [

@@ -17,13 +17,16 @@ import pyarrow as pa
 
 from curate.contract import shards, storage, tars
 from curate.source.base import (
+    LISTED,
     PICTURE_EXTENSIONS,
     PICTURES_PER_TABLE,
     ROWS_PER_TABLE,
     BadRow,
     Cell,
     Chunk,
+    Marks,
     identity_files,
+    marks_of,
     names_and_sizes,
     picture_columns,
     picture_fault,
@@ -69,10 +72,13 @@ class ImageTars(SourceStage):
         return identity_files(self._files)
 
     def sizes_bytes(self) -> dict[str, int]:
-        return {path: storage.size_bytes(path) for path in self._files}
+        return {path: size for path, (size, _) in self._marks.items()}
+
+    def versions(self) -> dict[str, tuple[int, str]]:
+        return self._marks
 
     def identity(self) -> str:
-        return names_and_sizes(self._files)
+        return names_and_sizes(self._marks)
 
     def check(self) -> None:
         if self.captions:
@@ -109,9 +115,13 @@ class ImageTars(SourceStage):
         entries = [self.path] if isinstance(self.path, str) else self.path
         return list(dict.fromkeys(name for entry in entries for name in shards.list_tars(entry)))
 
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self._files)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the list of files: it may be long, and workers get theirs with their part."""
-        return {name: value for name, value in self.__dict__.items() if name != "_files"}
+        return {name: value for name, value in self.__dict__.items() if name not in LISTED}
 
     def _rows(self, tar: _Tar) -> Iterator[_Row]:
         yield from (

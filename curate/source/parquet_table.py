@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, ClassVar
 
 import pyarrow as pa
@@ -26,14 +27,11 @@ class ParquetTable:
 
     def schema(self) -> pa.Schema:
         """Column names and types, dictionaries as their values' type. Raises ValueError if unreadable."""
-        with storage.open_file(self.path) as file:
-            schema = self._opened(file).schema_arrow
-        return pa.schema([(item.name, _value_type(item.type)) for item in schema])
+        return self._footer[0]
 
     def slices(self, rows: int) -> list[dict[str, Any]]:
         """Row ranges of at most ``rows`` rows each."""
-        with storage.open_file(self.path) as file:
-            count = self._opened(file).metadata.num_rows
+        count = self._footer[1]
         return [
             {"start": start, "rows": min(rows, count - start)} for start in range(0, count, rows)
         ]
@@ -56,6 +54,14 @@ class ParquetTable:
                     if not _is_damage(fault):
                         raise
                     yield self._lost(span.first_row + done, span.rows - done, own)
+
+    @cached_property
+    def _footer(self) -> tuple[pa.Schema, int]:
+        """(columns, rows), by one opening: a source may have 40,000 files, each a journey away."""
+        with storage.open_file(self.path) as file:
+            whole = self._opened(file)
+            fields = [(item.name, _value_type(item.type)) for item in whole.schema_arrow]
+            return pa.schema(fields), int(whole.metadata.num_rows)
 
     def _opened(self, file: Any) -> pq.ParquetFile:
         try:

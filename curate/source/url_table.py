@@ -17,10 +17,13 @@ import pyarrow as pa
 
 from curate.contract import storage
 from curate.source.base import (
+    LISTED,
     RESERVED,
+    Marks,
     empty_source,
     files_of,
     identity_files,
+    marks_of,
     names_and_sizes,
     rows_table,
 )
@@ -28,7 +31,8 @@ from curate.source.tables import EXTENSIONS, Table, check_columns, has_captions,
 from curate.stage import Part, SourceStage, path_option, tuning_option
 
 _USE = "source.url_table"
-_THREADS = 8  # footers of remote files are waited for together
+_THREADS = 8
+_THREADS_AWAY = 64  # footers of remote files are waited for together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,10 +70,13 @@ class UrlTable(SourceStage):
         return identity_files(self._files)
 
     def sizes_bytes(self) -> dict[str, int]:
-        return {path: storage.size_bytes(path) for path in self._files}
+        return {path: size for path, (size, _) in self._marks.items()}
+
+    def versions(self) -> dict[str, tuple[int, str]]:
+        return self._marks
 
     def identity(self) -> str:
-        return names_and_sizes(self._files)
+        return names_and_sizes(self._marks)
 
     def check(self) -> None:
         if self.rows_per_part < 1 or self.max_caption_bytes < 1:
@@ -88,7 +95,8 @@ class UrlTable(SourceStage):
 
     def parts(self) -> list[Part]:
         fields = list(self._own)
-        with ThreadPoolExecutor(_THREADS) as pool:
+        away = storage.is_url(self._files[0])
+        with ThreadPoolExecutor(_THREADS_AWAY if away else _THREADS) as pool:
             slices = list(pool.map(lambda path: self._slices(path, fields), self._files))
         found = [
             {"path": path, **piece}
@@ -127,9 +135,13 @@ class UrlTable(SourceStage):
             ]
         )
 
+    @cached_property
+    def _marks(self) -> Marks:
+        return marks_of(self._files)
+
     def __getstate__(self) -> dict[str, Any]:
         """Without the list of files: it may be long, and workers get theirs with their part."""
-        return {name: value for name, value in self.__dict__.items() if name != "_files"}
+        return {name: value for name, value in self.__dict__.items() if name not in LISTED}
 
     @cached_property
     def _first(self) -> Table:

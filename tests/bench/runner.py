@@ -1,12 +1,15 @@
 """Captions per CPU-second of the text path, phase by phase, beside the bare matcher; and its memory.
 
     python tests/bench/runner.py [--rows 1000000] [--entries 300000] [--rows-per-part 100000]
+    python tests/bench/runner.py --parts 20000 [--workers 2]
 
 Captions are made of entries drawn by a Zipf law and of words that are none. Two paths are told:
 "match + balance" reads the pool's rows, matches, counts, decides and writes both sidecars; "whole run"
 is `clip-pipe curate text_only --local`: source file in, ledger and kept.parquet out. One process; compare
 ratios, not rates. Memory is the peak of the process after each quarter of the work was made: a run over
 a quarter of the rows is made first, so growth with the pool shows.
+
+With ``--parts``: what Ray's runner takes for each part that does nothing, and how the driver grows with them.
 """
 
 from __future__ import annotations
@@ -29,7 +32,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curate.stage import Resources
-from pipelines import curation, fused, recipe
+from pipelines import calls, curation, fused, recipe, run_ray
 from pipelines.plan import CurationPlan, plan_curation
 from pipelines.progress import Progress
 from pipelines.run_local import LocalRunner
@@ -127,6 +130,35 @@ def peak_mib() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
+def nothing(plan: CurationPlan, number: int) -> dict[str, int]:
+    """The least that a part can be: what a real one gives back."""
+    return {"part": number}
+
+
+def scheduled(parts: int, workers: int) -> None:
+    """Print what the runner costs for each of so many parts."""
+    with run_ray.connected(workers=workers) as runner:
+        made = calls.Calls(range(parts), lambda number: (number,))
+        for keep in (False, True):
+            asked = Resources(keep=keep)
+            list(runner.map(nothing, "plan", made[: 4 * workers], asked))  # type: ignore[arg-type]
+            before_mib, began_s, began_cpu_s = now_mib(), time.monotonic(), time.process_time()
+            first_s = 0.0
+            for _ in runner.map(nothing, "plan", made, asked):  # type: ignore[arg-type]
+                first_s = first_s or time.monotonic() - began_s
+            wall_s, cpu_s = time.monotonic() - began_s, time.process_time() - began_cpu_s
+            print(
+                f"{'actors' if keep else 'tasks':8s} {parts:,} parts, {workers} CPUs: {wall_s / parts * 1e3:.2f} ms a part, "
+                f"{cpu_s / parts * 1e3:.2f} CPU-ms of the driver; first after {first_s:.2f} s; "
+                f"driver grew by {now_mib() - before_mib:.0f} MiB"
+            )
+
+
+def now_mib() -> float:
+    with open("/proc/self/statm") as file:
+        return int(file.read().split()[1]) * resource.getpagesize() / 2**20
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -134,7 +166,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--entries", type=int, default=300_000)
     parser.add_argument("--rows-per-part", type=int, default=100_000)
+    parser.add_argument("--parts", type=int, default=0)
+    parser.add_argument("--workers", type=int, default=2)
     arguments = parser.parse_args()
+    if arguments.parts:
+        scheduled(arguments.parts, arguments.workers)
+        return
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         entries = write_entries(folder / "entries.txt", arguments.entries)

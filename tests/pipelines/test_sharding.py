@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
+from curate.shard.write import Write
 from pipelines import curation, sharding
 from pipelines.errors import RecipeError
 from pipelines.plan import plan_curation
 from pipelines.run_local import LocalRunner
-from tests.pipelines.test_curation import SOURCE, STAGES, Quiet
+from tests.pipelines.test_curation import SOURCE, STAGES, Quiet, shard_bytes
 
 
 def test_the_ledger_of_many_parts_is_a_folder_that_reads_the_same(
@@ -65,3 +66,26 @@ def test_the_manifest_names_what_made_the_shards(curate_recipe: Callable[..., An
         plan.source.name,
         *(stage.name for stage in plan.stages),
     ]
+
+
+def test_gathered_indexes_give_the_same_bytes(
+    curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, gathered = (
+        curate_recipe(SOURCE, STAGES, shard={"samples_per_shard": 3}, folder=folder)
+        for folder in ("plain", "gathered")
+    )
+    curation.run(plan_curation(plain), LocalRunner(), Quiet())
+    monkeypatch.setattr(sharding, "_GATHER_AT_LEAST", 2)
+    plan = plan_curation(gathered)
+    assert sharding.gatherings(plan, 6) == [(0, 2), (2, 4), (4, 6)]
+    monkeypatch.setattr(Write, "assemble", None)  # nobody looks into every part
+    curation.run(plan, LocalRunner(), Quiet())
+    assert shard_bytes(gathered) == shard_bytes(plain)
+    assert len([name for name in shard_bytes(plain) if name.endswith(".tar")]) == 3
+
+
+def test_a_tar_looks_into_few_files_however_many_parts(curate_recipe: Callable[..., Any]) -> None:
+    plan = plan_curation(curate_recipe(SOURCE, STAGES))
+    assert sharding.gatherings(plan, 64) == []
+    assert len(sharding.gatherings(plan, 100_000)) == 317

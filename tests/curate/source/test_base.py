@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pyarrow as pa
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curate.contract import storage
 from curate.contract.draw import pair_uid
 from curate.source.base import (
     BadRow,
@@ -18,6 +20,7 @@ from curate.source.base import (
     files_of,
     identity_files,
     judge,
+    marks_of,
     missing_column,
     names_and_sizes,
     rows_table,
@@ -166,10 +169,10 @@ def test_names_and_sizes_see_growth_and_not_the_folder(tmp_path: Path) -> None:
     (tmp_path / "b").mkdir()
     for folder in ("a", "b"):
         (tmp_path / folder / "x.csv").write_text("url,caption\n")
-    first, second = (names_and_sizes([str(tmp_path / f / "x.csv")]) for f in ("a", "b"))
+    first, second = (names_and_sizes(marks_of([str(tmp_path / f / "x.csv")])) for f in ("a", "b"))
     assert first == second
     (tmp_path / "b" / "x.csv").write_text("url,caption\nu,c\n")
-    assert names_and_sizes([str(tmp_path / "b" / "x.csv")]) != first
+    assert names_and_sizes(marks_of([str(tmp_path / "b" / "x.csv")])) != first
 
 
 @given(
@@ -190,3 +193,32 @@ def test_columns_are_judged_as_cells_are(
     arrays = [pa.array(cells, pa.large_binary()).slice(cut) for cells in (urls, captions)]
     expected = rows_table("source.x", listed, [], most)
     assert rows_table("source.x", Chunk(*arrays), [], most).to_pylist() == expected.to_pylist()
+
+
+def test_a_remote_folder_of_many_files_is_listed_and_none_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryFileSystem()
+    names = [f"/marks_of/part-{n:03d}.csv" for n in range(40)]
+    store.pipe({name: b"x" * n for n, name in enumerate(names)})
+    asked: list[str] = []
+    mark = storage.mark
+    monkeypatch.setattr(storage, "mark", lambda url: asked.append(url) or mark(url))
+    try:
+        files = files_of("memory://marks_of", ["csv"])
+        found = marks_of(files)
+        assert list(found) == files
+        assert [size for size, _ in found.values()] == list(range(40))
+        assert asked == []
+        few = marks_of(files[3:6])
+        assert len(asked) == 3  # too few for a listing
+        assert few == {name: found[name] for name in files[3:6]}
+
+        def refused(folder: str) -> dict[str, tuple[int, str]]:
+            raise NotImplementedError
+
+        monkeypatch.setattr(storage, "marks", refused)  # a web server
+        assert marks_of(files) == found
+        assert len(asked) == 43
+    finally:
+        store.rm("/marks_of", recursive=True)

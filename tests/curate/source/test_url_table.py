@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from curate.contract import storage
 from curate.contract.draw import pair_uid
 from curate.source.url_table import UrlTable
 from curate.stage import Part
@@ -292,3 +294,30 @@ def test_real_alt_texts_all_come_in(shared_data: Path) -> None:
     assert len(table) == 20_685
     assert table["keep"].to_pylist().count(False) == 0
     assert set(table["source"].to_pylist()) >= {"cc3m-val"}
+
+
+@pytest.mark.slow
+def test_forty_thousand_files_are_planned_with_one_look_at_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A billion rows: 40,000 files of 25,000."""
+    seed = tmp_path / "seed.parquet"
+    column = pa.array(["x"] * 25_000)
+    pq.write_table(pa.table({"url": column, "caption": column}), seed)
+    (tmp_path / "many").mkdir()
+    for number in range(40_000):
+        if number % 20_000 == 0:  # a file has 65,000 names at most
+            copy = tmp_path / f"copy-{number}"
+            copy.write_bytes(seed.read_bytes())
+        os.link(copy, tmp_path / "many" / f"{number:05d}.parquet")
+    opened: list[str] = []
+    open_file = storage.open_file
+    monkeypatch.setattr(storage, "open_file", lambda path: opened.append(path) or open_file(path))
+    stage = UrlTable(path=str(tmp_path / "many"))
+    stage.check()
+    stage.identity()
+    sizes, parts = stage.sizes_bytes(), stage.parts()
+    assert (len(sizes), len(parts)) == (40_000, 120_000)
+    assert [part.payload["rows"] for part in parts[:3]] == [10_000, 10_000, 5_000]
+    assert len(pickle.dumps(stage)) < 10_000  # what every worker is sent
+    assert len(opened) <= 40_000 + 2  # the first file's columns are asked for by themselves
