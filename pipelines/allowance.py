@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from curate.contract import parts, storage
+from curate.contract import storage
 from curate.contract.manifest import fingerprint
 from pipelines.errors import RecipeError, split_hint
 
@@ -148,12 +148,12 @@ def _asks_again(
 
 
 def _counts(plan: CurationPlan, planned: Planned, count: int) -> tuple[int, int]:
-    """(rows in, rows kept) of a stage over all parts, from the footers."""
-    paths = (
-        plan.pool.columns_path(planned.use, planned.fingerprint, number) for number in range(count)
-    )
-    stats = [parts.read_stats(path) for path in paths]
-    return sum(entry["rows_in"] for entry in stats), sum(entry["kept"] for entry in stats)
+    """(rows in, rows kept) of a stage over all parts, from their manifests."""
+    from pipelines import part  # it needs the plan, which needs this
+
+    found = (seen.stats or {} for _, seen in part.survey(plan, planned, range(count)))
+    counts = [(stats.get("rows_in", 0), stats.get("kept", 0)) for stats in found]
+    return sum(rows for rows, _ in counts), sum(kept for _, kept in counts)
 
 
 def _path(pool: str) -> str:

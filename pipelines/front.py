@@ -10,7 +10,7 @@ import dataclasses
 from dataclasses import dataclass
 
 from curate.contract import storage
-from pipelines import curation, intake
+from pipelines import curation, intake, part
 from pipelines.curation import Runner
 from pipelines.plan import CurationPlan, Planned, plan_curation
 from pipelines.progress import Progress
@@ -81,7 +81,7 @@ def is_done(plan: CurationPlan) -> bool:
     if described is None or described != plan.pool.describe():
         return False
     count = int(described["parts"])
-    read_in = all(storage.exists(plan.pool.rows_path(number)) for number in range(count))
+    read_in = all(part.are_read_in(plan, count))
     return read_in and all(curation.parts_done(plan, p, count) == count for p in plan.stages)
 
 

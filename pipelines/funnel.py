@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curate.contract import parts, storage
+from curate.contract.done import is_done
 from curate.stage import GlobalStage, StageError, pool_state
 from pipelines import curation, fused, global_step, intake, part, reuse
 from pipelines.errors import RecipeError, RunFailed
@@ -101,7 +102,7 @@ def part_count(plan: CurationPlan) -> int:
     if described is None:
         raise RecipeError(f"curate.pool = {plan.pool_root!r}", "there is no pool", NO_POOL_HINT)
     count = int(described["parts"])
-    missing = sum(not storage.exists(plan.pool.rows_path(number)) for number in range(count))
+    missing = sum(not read_in for read_in in part.are_read_in(plan, count))
     if missing:
         raise RecipeError(
             f"curate.pool = {plan.pool_root!r}",
@@ -159,9 +160,8 @@ class _Evaluation:
             not own[i] and not is_deciding(p) and isinstance(p.stage, GlobalStage)
             for i, p in enumerate(plan.stages)
         )
-        self.rows = [
-            parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(self.count)
-        ]
+        every = part.survey_rows(plan, range(self.count))
+        self.rows = [seen.stats["rows"] for _, seen in every if seen.stats is not None]
         self.earlier: dict[int, tuple[reuse.Run, ...]] = {}  # by stage
         self.alive = [np.packbits(np.ones(rows, dtype=bool)) for rows in self.rows]
 
@@ -236,18 +236,18 @@ class _Evaluation:
         own = part.sidecar(self.plan, planned, number)
         if index in self.computed:
             return [_Sidecar(self._held(index, number))]
-        if storage.exists(own):
+        if is_done(own):
             return [_Sidecar(own)]
         if isinstance(planned.stage, GlobalStage):
             before = part.sidecar(self.base, self.base.stages[index], number)
-            return [_Sidecar(before)] if storage.exists(before) else []
+            return [_Sidecar(before)] if is_done(before) else []
         if index not in self.earlier:
             self.earlier[index] = reuse.fingerprints(self.plan, planned)
         found = [
             _Sidecar(pool.columns_path(planned.use, run.fingerprint, number), run)
             for run in self.earlier[index]
         ]
-        return [one for one in found if storage.exists(one.path)]
+        return [one for one in found if is_done(one.path)]
 
     def _state(self, index: int) -> pa.Table:
         """A global filter's state over the rows that live; one bucket of a large one at a time."""

@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.contract import parts, storage, tars
+from curate.contract import parts
 from curate.stage import RowStage, StageError, error
-from pipelines import look_ahead, reuse
+from pipelines import careful, look_ahead, reuse, signs
 from pipelines.look_ahead import LookAhead
 from pipelines.part import (
     alive_mask,
+    beside,
+    commit,
     is_done,
     load_columns,
     pictures_of,
@@ -30,6 +32,7 @@ from pipelines.part import (
     stats_of,
     with_decision,
 )
+from pipelines.picture_tar import PictureTar
 from pipelines.plan import CurationPlan, Planned
 from pipelines.progress import rows_done
 
@@ -39,7 +42,7 @@ _OPENED: dict[str, Any] = {}  # what RowStage.open() gave, once per process
 
 
 Earlier = dict[int, tuple[reuse.Run, ...]]  # stage -> runs that measured the same
-Stats = dict[int, dict[str, Any]]  # stage -> what its sidecar's footer says of a part
+Stats = dict[int, dict[str, Any]]  # stage -> a part's manifest
 
 
 def run_span(
@@ -48,10 +51,15 @@ def run_span(
     span: tuple[int, ...],
     upcoming: tuple[int, ...],
     earlier: Earlier,
-) -> Iterator[Stats]:
-    """Run some parts, one after another. ``upcoming``: parts that this process is likely to run next."""
+) -> Generator[Any, None, None]:
+    """Run some parts, one after another: the Stats of each, and signs.ALIVE meanwhile.
+
+    ``upcoming``: parts that this process is likely to run next.
+    """
+    _close_others({_key(plan.stages[index]) for index in stages})
     for place, part in enumerate(span):
-        yield run_rows(plan, stages, part, earlier, (*span[place + 1 :], *upcoming))
+        later = (*span[place + 1 :], *upcoming)
+        yield (yield from signs.given(_rows(plan, stages, part, earlier, later)))
 
 
 def run_rows(
@@ -62,15 +70,30 @@ def run_rows(
     upcoming: tuple[int, ...] = (),
 ) -> Stats:
     """Run the fused stages that are not done for this part; the stats of all of them, by index."""
+    return signs.kept_back(_rows(plan, stages, part, earlier, upcoming))
+
+
+def _rows(
+    plan: CurationPlan,
+    stages: tuple[int, ...],
+    part: int,
+    earlier: Earlier | None,
+    upcoming: tuple[int, ...],
+) -> Generator[None, None, Stats]:
+    """``run_rows``, by steps: one for each batch of each stage."""
     if earlier is None:
         earlier = {index: reuse.fingerprints(plan, plan.stages[index]) for index in stages}
     for index in stages:
         if earlier[index] and not is_done(plan, plan.stages[index], part):
             reuse.carry_over(plan, index, part, earlier[index])
-    for group in _pending_groups(plan, stages, part):
-        # Only of a step's first stage is it known from what is committed which rows it will get.
-        is_first = group[0] == stages[0] and look_ahead.does(plan.stages[group[0]])
-        _Fused(plan, group, part, earlier).run(upcoming if is_first else None)
+    while groups := _pending_groups(plan, stages, part):
+        for group in groups:
+            # Only of a step's first stage is it known from what is committed which rows it will get.
+            is_first = group[0] == stages[0] and look_ahead.does(plan.stages[group[0]])
+            is_first = is_first and careful.child() is None
+            fused = _Fused(plan, group, part, earlier)
+            if not (yield from fused.run(upcoming if is_first else None)):
+                break  # another attempt was first: the stages below go on from what that one has
     return {index: parts.read_stats(sidecar(plan, plan.stages[index], part)) for index in stages}
 
 
@@ -115,12 +138,13 @@ class _Fused:
             index: reuse.find(plan, plan.stages[index], part, earlier[index]) for index in pending
         }
 
-    def run(self, upcoming: tuple[int, ...] | None = None) -> None:
-        """Process, then commit. ``upcoming``: parts further on, where the first stage looks ahead."""
+    def run(self, upcoming: tuple[int, ...] | None = None) -> Generator[None, None, bool]:
+        """Process, by steps, then commit; whether all of it counts. ``upcoming``: parts further on, where
+        the first stage looks ahead."""
         table = load_columns(self.plan, self.columns, self.pending[0], self.part)
         table = table.append_column("__row", pa.array(np.arange(len(table), dtype=np.int64)))
         self.writers = {
-            i: _ImagesWriter(self.plan, i, self.part)
+            i: PictureTar(self.plan.pool.images_path(self.plan.stages[i].fingerprint, self.part))
             for i in self.pending
             if self.plan.stages[i].makes_images
         }
@@ -128,12 +152,13 @@ class _Fused:
         try:
             if upcoming is not None:
                 self._begin(table, upcoming)
-            self._chain(0, table)
-            for writer in self.writers.values():
-                writer.commit()
+            yield from self._chain(0, table)
+            is_ours = True
             for index in self.pending:
-                self._commit(index, table["uid"])
+                is_ours = is_ours and self._commit(index, table["uid"])
+                yield
             committed = True
+            return is_ours
         finally:
             for writer in self.writers.values():
                 writer.close()
@@ -155,8 +180,8 @@ class _Fused:
         )
         self.ahead.begin(look_ahead.chosen(table, planned, wanted))
 
-    def _chain(self, position: int, table: pa.Table) -> None:
-        """Run the stage at ``position`` over ``table`` in batches, and the rest over each batch."""
+    def _chain(self, position: int, table: pa.Table) -> Generator[None, None, None]:
+        """Run the stage at ``position`` over ``table`` in batches, and the rest over each batch; a step each."""
         if position == len(self.pending):
             return
         index = self.pending[position]
@@ -171,7 +196,9 @@ class _Fused:
                     self.ahead.top_up()
             alive = self.base[index][batch_rows] & ~self._refused_above(index, batch_rows)
             done = self._process(index, batch.filter(pa.array(alive)), batch_rows[alive])
-            self._chain(position + 1, _widened(batch, alive, done, self.plan.stages[index]))
+            yield
+            wider = _widened(batch, alive, done, self.plan.stages[index])
+            yield from self._chain(position + 1, wider)
             if position == 0:
                 rows_done(len(done))
 
@@ -216,8 +243,15 @@ class _Fused:
         fresh = batch.filter(pa.array(~known))
         return reuse.spliced(known, before, attempt(planned, fresh) if len(fresh) else nothing)
 
-    def _commit(self, index: int, uid: pa.ChunkedArray) -> None:
+    def _commit(self, index: int, uid: pa.ChunkedArray) -> bool:
+        """Pictures, sidecar, manifest. False where another attempt has done the part: then that counts."""
         planned = self.plan.stages[index]
+        others = {}
+        for name, path in beside(self.plan, planned, self.part).items():
+            self.writers[index].finish()
+            if parts.prior_attempt(sidecar(self.plan, planned, self.part), {name: path}):
+                return False
+            others[name] = (path, self.writers[index].commit())
         rows = (
             np.concatenate([rows for rows, _ in self.results[index]])
             if self.results[index]
@@ -231,8 +265,10 @@ class _Fused:
         if full is None:
             full = with_decision(sidecar_schema(planned).empty_table())
         full = full.add_column(0, "uid", uid)
-        parts.write_table(
-            sidecar(self.plan, planned, self.part),
+        _, is_ours = commit(
+            self.plan,
+            planned,
+            self.part,
             full,
             {
                 **stats_of(full, self.part, alive, self.seconds[index]),
@@ -241,7 +277,9 @@ class _Fused:
                 "fingerprint": planned.fingerprint,
                 "costs": self._costs(index),
             },
+            others,
         )
+        return is_ours
 
     def _costs(self, index: int) -> dict[str, float]:
         """What the stage has spent since it was last asked: sums over parts are what counts.
@@ -254,40 +292,6 @@ class _Fused:
         if index in self.writers:
             spent["tar_cpu_s"] = self.writers[index].cpu_s
         return {name: round(value, 6) for name, value in sorted(spent.items())}
-
-
-class _ImagesWriter:
-    """The pictures of one stage and part, streamed to a tar that appears when committed."""
-
-    def __init__(self, plan: CurationPlan, index: int, part: int) -> None:
-        path = plan.pool.images_path(plan.stages[index].fingerprint, part)
-        self._context = storage.committed(path)
-        self._file = self._context.__enter__()
-        self._open = True
-        self.cpu_s = 0.0
-
-    def add(self, uids: list[str], images: list[bytes | None]) -> None:
-        started = time.thread_time()
-        for uid, image in zip(uids, images, strict=True):
-            if image is not None:
-                self._file.write(tars.member(f"{uid}.{tars.image_extension(image)}", image))
-        self.cpu_s += time.thread_time() - started
-
-    def commit(self) -> None:
-        self._file.write(tars.END)
-        self._open = False
-        self._context.__exit__(None, None, None)
-
-    def close(self) -> None:
-        """Drop what was not committed."""
-        if self._open:
-            self._open = False
-            fault = RuntimeError("not committed")
-            try:
-                self._context.__exit__(RuntimeError, fault, None)
-            except RuntimeError as raised:
-                if raised is not fault:
-                    raise
 
 
 def opened(planned: Planned) -> Any:
@@ -314,24 +318,32 @@ def _key(planned: Planned) -> str:
 
 def close_opened() -> None:
     """Close what ``opened`` opened in this process, where it can be closed: threads, children, connections."""
-    while _OPENED:
-        state = _OPENED.popitem()[1]
+    _close_others(set())
+
+
+def _close_others(keys: set[str]) -> None:
+    """Close what is not among ``keys``: a process that goes from step to step must not hold all their models."""
+    for key in _OPENED.keys() - keys:
+        state = _OPENED.pop(key)
         if callable(close := getattr(state, "close", None)):
             close()
 
 
 def attempt(planned: Planned, batch: pa.Table) -> pa.Table:
     """``process`` over a batch; when it raises, over halves, down to the row that is at fault."""
-    state = opened(planned)
+    child = careful.child()
+    state = opened(planned) if child is None else None
     try:
-        done = planned.stage.process(batch, state)
+        done = (
+            planned.stage.process(batch, state) if child is None else child.process(planned, batch)
+        )
     except StageError:
         raise
     except Exception as fault:
         if len(batch) == 1:
             _tell_once(planned.use, fault)
             nulls = pa.table([pa.nulls(1, f.type) for f in planned.schema], schema=planned.schema)
-            return with_decision(nulls, error(planned.use, type(fault).__name__))
+            return with_decision(nulls, error(planned.use, _kind_of(fault)))
         half = len(batch) // 2
         halves = [attempt(planned, batch.slice(0, half)), attempt(planned, batch.slice(half))]
         return pa.concat_tables(halves, promote_options="permissive")
@@ -342,9 +354,13 @@ def attempt(planned: Planned, batch: pa.Table) -> pa.Table:
     return with_decision(done.cast(planned.schema))
 
 
+def _kind_of(fault: Exception) -> str:
+    return fault.kind if isinstance(fault, careful.Lost) else type(fault).__name__
+
+
 def _tell_once(use: str, fault: Exception) -> None:
     """One traceback per stage and kind of exception in each process: the rows have the reason."""
-    key = (use, type(fault).__name__)
+    key = (use, _kind_of(fault))
     if key not in _TOLD:
         _TOLD.add(key)
         _LOG.warning(

@@ -7,16 +7,18 @@ those that are there. A file that changed or went makes it another source.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from curate.contract import storage
+from curate.contract import parts, storage
 from curate.contract.manifest import SCHEMA_VERSION
-from pipelines import components
+from pipelines import components, lease
 from pipelines.components import Component
 from pipelines.errors import RecipeError, split_hint
 from pipelines.plan import CurationPlan
 from pipelines.recipe import Recipe
+
+_WITHOUT_MANIFESTS = 1  # the schema version in which a file that existed was done
 
 
 def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
@@ -31,17 +33,18 @@ def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
         what, hint = split_hint(str(fault))
         raise RecipeError(where, what, hint) from fault
     if found is None:
-        if not storage.is_empty(plan.pool_root):
+        if not lease.is_empty(plan.pool_root):
             raise RecipeError(
                 where,
                 "the folder is not empty and holds no pool (no pool.json)",
                 "name a new or empty folder",
             )
         return None
-    if found.get("schema_version") != SCHEMA_VERSION:
+    if found.get("schema_version") not in (SCHEMA_VERSION, _WITHOUT_MANIFESTS):
         raise RecipeError(
             where,
             f"schema version {found.get('schema_version')}, this clip-pipe reads {SCHEMA_VERSION}",
+            "use the clip-pipe that made it, or name another pool",
         )
     source = found.get("source", {})
     if source.get("fingerprint") != plan.source.fingerprint:
@@ -53,16 +56,44 @@ def check_pool(plan: CurationPlan) -> dict[str, Any] | None:
     return found if source.get("content") == plan.source_content else _grown(plan, found, where)
 
 
-def begin(plan: CurationPlan) -> dict[str, Any]:
+def begin(plan: CurationPlan, say: Callable[[str], None] = print) -> dict[str, Any]:
     """pool.json as this run takes it, written where it is new or has grown."""
     found = check_pool(plan)
     if found is None:
         found = _described(plan, _slices(plan))
+    found = adopted(plan, found, say)
     if found != plan.pool.describe():
         text = json.dumps(found, indent=1, default=str) + "\n"
         storage.write_text(plan.pool.description_path, text)
         return json.loads(text)
     return found
+
+
+def adopted(
+    plan: CurationPlan, found: dict[str, Any], say: Callable[[str], None]
+) -> dict[str, Any]:
+    """pool.json of a pool that was made before parts had manifests, once all of them have one; else as it is.
+
+    There a file that exists is whole, and its counts are in its footer. Files are not read, so their hashes
+    stay open. Counts of half-done steps are made anew; notes of downloads stay.
+    """
+    if found["schema_version"] != _WITHOUT_MANIFESTS:
+        return found
+    root = plan.pool_root
+    written = 0
+    makers = [path.rsplit("/", 1)[-1] for path in storage.listed(storage.join(root, "images"))]
+    for folder in [storage.join(root, "rows"), *storage.listed(storage.join(root, "columns"))]:
+        maker = next((name for name in makers if name[:8] == folder.rpartition("-")[2]), "")
+        for path in storage.inside(folder, "part-*.parquet"):
+            number = int(path.rsplit("/", 1)[-1].partition(".")[0].removeprefix("part-"))
+            images = plan.pool.images_path(maker, number) if maker else ""
+            beside = {"images": images} if images and storage.exists(images) else {}
+            written += parts.adopt(path, beside)
+    for folder in storage.listed(storage.join(root, "work")):
+        if not folder.endswith("-notes"):
+            storage.remove(folder)
+    say(f"{root}: made by an earlier clip-pipe; its {written} files of parts got manifests")
+    return {**found, "schema_version": SCHEMA_VERSION}
 
 
 def keep_recipe(recipe: Recipe) -> None:
@@ -75,7 +106,8 @@ def keep_recipe(recipe: Recipe) -> None:
     def table(kind: str, component: Component) -> dict[str, Any]:
         options = components.resolve_options(kind, component, recipe.seed)
         # The recipe's own seed stays the recipe's, so that it can be changed in one place.
-        plain = {name: _plain(options[name]) for name in component.options}
+        # cpus, gpus and memory_gb are no options of the component.
+        plain = {name: _plain(options.get(name, own)) for name, own in component.options.items()}
         return {"use": component.use, **plain}
 
     data = {

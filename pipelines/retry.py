@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from curate.contract import parts, storage
+from curate.contract import done, storage
 from curate.download.outcomes import KINDS, matches
 from curate.stage import RowStage
 from pipelines import generations, intake, part, sharding
@@ -48,12 +48,17 @@ def parse(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(words))
 
 
-def begin(plan: CurationPlan, kinds: Sequence[str]) -> Begun:
+def begin(
+    plan: CurationPlan, kinds: Sequence[str], say: Callable[[str], None] = lambda text: None
+) -> Begun:
     """Note a retry, or find one that is not finished. Raises RecipeError. Afterwards the plan is another one."""
     described = plan.pool.describe()
     if intake.check_pool(plan) is None or described is None:
         _check_kinds(plan, kinds, {})
         return Begun(0, {}, not_run=tuple(one.name for one in _row_stages(plan)))
+    whole = intake.adopted(plan, described, say)
+    if whole != described:
+        _write(plan, described := whole)
     found = failures(plan)
     _check_kinds(plan, kinds, found)
     open_ = unfinished(plan)
@@ -118,23 +123,26 @@ def _is_asked(plan: CurationPlan) -> bool:
     before = (_newest(plan, plan.pool.describe()) or {}).get("before", {})
     stages = [one for one in plan.stages if one.name in before]
     count = intake.part_count(plan)
-    return bool(stages) and all(part.is_done(plan, s, n) for s in stages for n in range(count))
+    return bool(stages) and all(_is_done(plan, one, count) for one in stages)
 
 
 def failures(plan: CurationPlan) -> Failures:
-    """Rows by reason of every row stage that failed on some, from the footers of what is committed.
+    """Rows by reason of every row stage that failed on some, from the manifests of parts.
 
     Of a part that this run has not come to, as the run has it that this one goes on from.
     """
     found: Failures = {}
     for planned in _row_stages(plan):
         counts: Counter[str] = Counter()
-        for number in range(intake.part_count(plan)):
-            runs = (planned.fingerprint, *(run for run, _ in planned.follows))
-            paths = (plan.pool.columns_path(planned.use, run, number) for run in runs)
-            newest = next((path for path in paths if storage.exists(path)), None)
+        for number, seen in part.survey(plan, planned, range(intake.part_count(plan))):
+            before = (
+                plan.pool.columns_path(planned.use, run, number) for run, _ in planned.follows
+            )
+            newest = seen.stats or next(
+                (s for path in before if (s := done.look(path).stats)), None
+            )
             if newest is not None:
-                counts.update(parts.read_stats(newest)["refused"])
+                counts.update(newest["refused"])
         failed = {reason: n for reason, n in sorted(counts.items()) if reason.startswith(_ERROR)}
         if failed:
             found[planned.name] = failed
@@ -163,12 +171,12 @@ def _row_stages(plan: CurationPlan) -> list[Planned]:
 
 def _not_run(plan: CurationPlan) -> tuple[str, ...]:
     """Row stages that are not done: new ones, or files were added, or parts were given back after a failure."""
-    numbers = range(intake.part_count(plan))
-    return tuple(
-        one.name
-        for one in _row_stages(plan)
-        if not all(part.is_done(plan, one, number) for number in numbers)
-    )
+    count = intake.part_count(plan)
+    return tuple(one.name for one in _row_stages(plan) if not _is_done(plan, one, count))
+
+
+def _is_done(plan: CurationPlan, planned: Planned, count: int) -> bool:
+    return all(seen.stats is not None for _, seen in part.survey(plan, planned, range(count)))
 
 
 def _check_kinds(plan: CurationPlan, kinds: Sequence[str], found: Failures) -> None:

@@ -20,11 +20,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from curate.contract import parts, storage
+from curate.contract import done, parts, storage
 from curate.contract.parts import stage_folder
 from curate.stage import error
 from pipelines import generations
-from pipelines.part import alive_mask, is_done, sidecar, sidecar_schema, stats_of
+from pipelines.part import (
+    alive_mask,
+    beside,
+    commit,
+    is_done,
+    sidecar,
+    sidecar_schema,
+    stats_of,
+)
 from pipelines.plan import CurationPlan, Planned
 
 _NOTE = "measure.json"
@@ -69,7 +77,9 @@ class Prior:
         runs = self.known_from[rows]
         for run in np.unique(runs).tolist():
             places = np.flatnonzero(runs == run).tolist()
-            pictures = self._pictures.setdefault(run, parts.Pictures(self.picture_paths[run]))
+            path = self.picture_paths[run]
+            is_cut = path.endswith(done.ASIDE)
+            pictures = self._pictures.setdefault(run, parts.Pictures(path, is_cut))
             found = pictures([uids[place] for place in places])
             for place, image in zip(places, found, strict=True):
                 images[place] = image
@@ -121,18 +131,40 @@ def find(
 
     ``earlier``: ``fingerprints(plan, planned)`` where the caller has them.
     """
-    prior: Prior | None = None
+    prior = salvaged(plan, planned, part)
     for run in fingerprints(plan, planned) if earlier is None else earlier:
         path, pictures = _paths(plan, planned, run, part)
         if not _is_there(planned, path, pictures):
             continue
-        table = parts.read_table(path, sidecar_schema(planned).names)
+        table = parts.read_part(path, sidecar_schema(planned).names)
         known = known_rows(planned, table, run)
         if prior is None:
             prior = Prior(planned, known, table, [pictures], np.zeros(len(known), np.int32))
         elif (known & ~prior.known).any():
             prior = _joined(prior, known, table, pictures)
     return prior
+
+
+def salvaged(plan: CurationPlan, planned: Planned, part: int) -> Prior | None:
+    """What a part still holds that was set aside as damaged: its rows, where the sidecar is as it was written.
+
+    Of its pictures those in front of a cut; where other bytes changed it can't be told which picture has them.
+    """
+    own, aside = sidecar(plan, planned, part), beside(plan, planned, part)
+    stats = done.aside_stats(own)
+    if stats is None or not stats.get("sha256"):
+        return None
+    path, pictures = own + done.ASIDE, aside.get("images", "") + done.ASIDE
+    if not storage.exists(path) or done.digest_of(path) != stats["sha256"]:
+        return None
+    table = parts.read_table(path, sidecar_schema(planned).names)
+    known = known_rows(planned, table)
+    if planned.makes_images:
+        uids = parts.read_part(plan.pool.rows_path(part), ["uid"])["uid"]
+        there = parts.uids_in_front(pictures, stats.get("images", {}))
+        kept = np.asarray(pc.fill_null(table["keep"], True))
+        known &= ~kept | np.asarray(pc.is_in(uids, value_set=pa.array(sorted(there), pa.string())))
+    return Prior(planned, known, table, [pictures], np.zeros(len(known), np.int32))
 
 
 def known_rows(planned: Planned, table: pa.Table, run: Run | None = None) -> np.ndarray:
@@ -164,17 +196,22 @@ def carry_over(
         if not _is_there(planned, path, pictures):
             continue
         alive = alive_mask(plan, planned.upstream, part)
-        decided = parts.read_table(path, ["keep", "reason"])
+        decided = parts.read_part(path, ["keep", "reason"])
         same = np.array_equal(np.asarray(decided["keep"].is_valid()), alive)
         if not same or not np.array_equal(known_rows(planned, decided, run), alive):
             continue
-        if planned.makes_images:
-            storage.link_or_copy(pictures, plan.pool.images_path(planned.fingerprint, part))
+        own, told = beside(plan, planned, part), done.checked(path)
+        if parts.prior_attempt(sidecar(plan, planned, part), own):
+            return True
+        others = {}
+        for name, target in own.items():
+            storage.link_or_copy(pictures, target)
+            others[name] = (target, done.written_as(target, told[name]["sha256"]))
         table = parts.read_table(path)
         stats = stats_of(table, part, alive, time.perf_counter() - started)
         known = {"measure": planned.measure, "fingerprint": planned.fingerprint}
         taken = {"taken_over": stats["rows_in"]}
-        parts.write_table(sidecar(plan, planned, part), table, {**stats, **taken, **known})
+        commit(plan, planned, part, table, {**stats, **taken, **known}, others)
         return True
     return False
 
@@ -188,7 +225,7 @@ def _paths(plan: CurationPlan, planned: Planned, run: Run, part: int) -> tuple[s
 
 
 def _is_there(planned: Planned, path: str, pictures: str) -> bool:
-    return storage.exists(path) and (not planned.makes_images or storage.exists(pictures))
+    return done.is_done(path, {"images": pictures} if planned.makes_images else None)
 
 
 def _is_error(reason: str) -> bool:

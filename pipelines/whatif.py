@@ -86,9 +86,9 @@ def _plans(
     in_pool = storage.exists(storage.join(where, "pool.json"))
     if not in_pool:
         _check_recipe(where)
-    changed = _kept(where, changes) if in_pool else recipe.load(where, changes)
+    changed = kept(where, changes) if in_pool else recipe.load(where, changes)
     plan = plan_of_pool(changed)
-    base = plan_of_pool(_kept(where) if in_pool else _as_run(changed, plan, where, changes))
+    base = plan_of_pool(kept(where) if in_pool else _as_run(changed, plan, where, changes))
     _check_measures(base, plan, changed, changes)
     if ts:
         _check_rivals(changed, changes)
@@ -117,14 +117,14 @@ def _check_recipe(where: str) -> None:
 def _as_run(changed: Recipe, plan: CurationPlan, name: str, changes: Sequence[str]) -> Recipe:
     """The recipe that a pool was last run with, where its user names the recipe and not the pool."""
     if storage.exists(storage.join(plan.pool_root, "recipe.toml")):
-        found = _kept(plan.pool_root)
+        found = kept(plan.pool_root)
         if found.name == changed.name:
             return found
     # Else what is not about filters says which run is meant, and the rest is tried.
     return recipe.load(name, [text for text in changes if not _is_tried(changed, plan, text)])
 
 
-def _kept(pool: str, changes: Sequence[str] = ()) -> Recipe:
+def kept(pool: str, changes: Sequence[str] = ()) -> Recipe:
     """The recipe that a pool was last run with, for the pool where it is now. Raises RecipeError."""
     path = storage.join(pool, "recipe.toml")
     if not storage.exists(path):

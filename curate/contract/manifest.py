@@ -13,7 +13,7 @@ import platform
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2  # 2: parts have manifests of their own, see done.py
 _PACKAGES = (
     "clip-pipe",
     "img2dataset",

@@ -5,21 +5,26 @@ POOL/rows/part-00000.parquet                        uid, url, caption + the sour
 POOL/images/<fingerprint>/part-00000.tar            pictures as fetched and resized
 POOL/columns/<stage>-<fingerprint8>/part-00000.parquet   uid + that stage's new columns only
 POOL/columns/<stage>-<fingerprint8>/manifest.json
+each part-00000.parquet has a part-00000.json, which alone says that it is done (see done.py)
 """
 
 from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext, suppress
 from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate.contract import storage, tars
+from curate.contract import done, storage, tars
+from curate.contract.done import Damaged, Written
 
-_STATS_KEY = b"clip_pipe"
+_OLD_STATS_KEY = b"clip_pipe"  # in the footers of pools of schema version 1
+_READ_AT_ONCE = 16
 _ALL_DIFFER = frozenset({"uid", "url", "caption", "sha256", "value"})
 
 
@@ -66,12 +71,12 @@ def write_table(
     table: pa.Table,
     stats: dict[str, Any] | None = None,
     row_group_rows: int | None = None,
-) -> None:
-    """Commit a parquet file; ``stats`` (JSON) travel in its footer."""
+) -> Written:
+    """Commit a parquet file; with ``stats`` also its manifest, as ``write_part`` does."""
     if stats is not None:
-        metadata = {**(table.schema.metadata or {}), _STATS_KEY: json.dumps(stats).encode()}
-        table = table.replace_schema_metadata(metadata)
-    with storage.committed(path) as file:
+        told, _ = write_part(path, table, stats, row_group_rows=row_group_rows)
+        return Written(told["bytes"], told["sha256"])  # of whichever attempt counts
+    with done.hashing(path) as file:
         pq.write_table(
             table,
             file,
@@ -79,6 +84,37 @@ def write_table(
             row_group_size=row_group_rows,
             use_dictionary=repetitive(table.schema),
         )
+    return file.written
+
+
+def write_part(
+    path: str,
+    table: pa.Table,
+    stats: Mapping[str, Any],
+    others: Mapping[str, tuple[str, Written]] | None = None,
+    row_group_rows: int | None = None,
+) -> tuple[dict[str, Any], bool]:
+    """Commit a part: its table, then the manifest. (The manifest that counts, whether it is this attempt's.)
+
+    ``others``: name -> (path, what was written) of what belongs to the part and is there already.
+    """
+    beside = {name: file for name, (file, _) in (others or {}).items()}
+    before = prior_attempt(path, beside)
+    if before is not None:
+        return before, False
+    own = write_table(path, table, row_group_rows=row_group_rows)
+    return done.commit(path, stats, own, others or {})
+
+
+def prior_attempt(path: str, beside: Mapping[str, str] | None = None) -> dict[str, Any] | None:
+    """The manifest of a part that somebody has done meanwhile. To be asked before a file of it is written.
+
+    What is there and damaged is set aside.
+    """
+    seen = done.look(path, beside)
+    if seen.fault:
+        done.set_aside(path, beside)
+    return seen.stats
 
 
 def _compression(schema: pa.Schema) -> dict[str, str]:
@@ -112,30 +148,68 @@ def repetitive(schema: pa.Schema) -> list[str]:
 
 
 def read_table(path: str, columns: list[str] | None = None) -> pa.Table:
+    """A parquet file of ours. Raises Damaged for one that is none."""
     with storage.open_file(path) as file:
+        return _read(file, path, columns)
+
+
+def _read(file: IO[Any], path: str, columns: list[str] | None) -> pa.Table:
+    try:
         found = pq.ParquetFile(file).read(columns, use_threads=False)  # a task has one CPU
+    except (pa.ArrowInvalid, OSError) as fault:
+        raise Damaged(path, f"can't be read as parquet: {str(fault).splitlines()[0]}") from fault
     if columns is not None:
         found = found.select(columns)
     return found.replace_schema_metadata(None)
 
 
+def read_part(path: str, columns: list[str] | None = None) -> pa.Table:
+    """The table of a part that is done. Raises Damaged for one that is not, or has another size."""
+    try:
+        file = storage.open_file(path)
+    except FileNotFoundError:
+        done.checked(path)  # it says what is wrong
+        raise
+    with file:
+        size = getattr(file, "size", None)  # of a remote file: its opening has told it
+        done.checked(path, {} if size is None else {path: size})
+        return _read(file, path, columns)
+
+
+def read_parts(paths: Sequence[str], columns: list[str] | None = None) -> Iterator[pa.Table]:
+    """The tables of parts that are done, in order; behind a URL some are asked for at once. Raises Damaged."""
+    if not paths or not storage.is_url(paths[0]):
+        yield from (read_part(path, columns) for path in paths)
+        return
+    with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
+        for start in range(0, len(paths), _READ_AT_ONCE):
+            some = paths[start : start + _READ_AT_ONCE]
+            yield from pool.map(lambda path: read_part(path, columns), some)
+
+
 def read_stats(path: str) -> dict[str, Any]:
-    """The ``stats`` a table was written with; {} where there are none. Reads the footer only."""
+    """The manifest of a part; {} where it has none."""
+    return done.read(path) or {}
+
+
+def adopt(path: str, beside: Mapping[str, str] | None = None) -> bool:
+    """Give a part of a pool of schema version 1 the manifest it had in its footer."""
     with storage.open_file(path) as file:
         metadata = pq.read_schema(file).metadata or {}
-    return json.loads(metadata.get(_STATS_KEY, b"{}"))
+    return done.adopt(path, json.loads(metadata.get(_OLD_STATS_KEY, b"{}")), beside)
 
 
-def write_images(path: str, uids: list[str], images: list[bytes | None]) -> None:
+def write_images(path: str, uids: list[str], images: list[bytes | None]) -> Written:
     """Commit a tar with one member per picture, named by uid; a uid's first picture counts."""
     written: set[str] = set()
-    with storage.committed(path) as file:
+    with done.hashing(path) as file:
         for uid, image in zip(uids, images, strict=True):
             if image is None or uid in written:
                 continue
             written.add(uid)
             file.write(tars.member(f"{uid}.{tars.image_extension(image)}", image))
         file.write(tars.END)
+    return file.written
 
 
 def read_images(path: str) -> dict[str, bytes]:
@@ -144,24 +218,48 @@ def read_images(path: str) -> dict[str, bytes]:
         return {member.name.split(".", 1)[0]: member.data for member in tars.walk(file, path)}
 
 
+def uids_in_front(path: str, told: Mapping[str, Any]) -> set[str]:
+    """Whose pictures a damaged tar still holds for sure: all, or those in front of where it was cut.
+
+    ``told``: its bytes and sha256 when it was written.
+    """
+    if not storage.exists(path):
+        return set()
+    is_cut = storage.size_bytes(path) < int(told.get("bytes", -1))
+    if not is_cut and done.digest_of(path) != told.get("sha256"):
+        return set()
+    found = set()
+    with storage.open_file(path) as file, suppress(tars.TarDamage):
+        for name, _, _ in tars.places(file, path):
+            found.add(name.split(".", 1)[0])
+    return found
+
+
 class Pictures:
     """The pictures of one part, each read when it is asked for: all of them may take a gigabyte.
 
     Behind fsspec the tar is fetched whole, since small reads of an object store take a journey each.
+    ``is_cut``: of a tar that was set aside, what stands in front of its damage.
     """
 
-    def __init__(self, path: str) -> None:
-        self._path = path
+    def __init__(self, path: str, is_cut: bool = False) -> None:
+        self._path, self._is_cut = path, is_cut
         self._file: IO[Any] | None = None
         self._places: dict[str, tuple[int, int]] = {}
 
     def __call__(self, uids: list[str]) -> list[bytes | None]:
-        """The encoded pictures in the order of ``uids``, None where there is none."""
-        if self._file is None:
-            self._file = self._opened()
-            for name, offset, size in tars.places(self._file, self._path):
-                self._places[name.split(".", 1)[0]] = (offset, size)
-        return [self._read(self._file, *self._places.get(uid, (0, 0))) for uid in uids]
+        """The encoded pictures in the order of ``uids``, None where there is none. Raises Damaged."""
+        try:
+            if self._file is None:
+                self._file = self._opened()
+                with suppress(tars.TarDamage) if self._is_cut else nullcontext():
+                    for name, offset, size in tars.places(self._file, self._path):
+                        self._places[name.split(".", 1)[0]] = (offset, size)
+            return [self._read(self._file, *self._places.get(uid, (0, 0))) for uid in uids]
+        except FileNotFoundError as fault:
+            raise Damaged(self._path, "is not there") from fault
+        except tars.TarDamage as fault:
+            raise Damaged(self._path, str(fault).removeprefix(f"{self._path}: ")) from fault
 
     def close(self) -> None:
         if self._file is not None:

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import heapq
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -19,7 +20,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from curate.contract import parts, shards, storage, tars
+from curate.contract import parts, shards, storage, tables, tars
+from curate.contract.done import Damaged, Written
 from curate.contract.draw import draws
 from curate.stage import Pictures, ShardStage
 
@@ -27,6 +29,7 @@ _BUCKETS = 1 << 16
 _ROWS_AT_ONCE = 1_000
 _ROW_GROUP_ROWS = 1000  # rows are sorted by bucket, so a shard reads the row groups of its own only
 _OPEN_FILES = 64
+_ASKED_AT_ONCE = 16  # blocks of remote files
 _NOT_IN_JSON = ("image", "keep", "reason", "part", "row")
 _PACKED_SCHEMA = pa.schema(
     [
@@ -98,21 +101,67 @@ class Write(ShardStage):
         self, piece: tuple[int, ...], packed: Sequence[tuple[str, str]], path: str
     ) -> pa.Table:
         low, high, skip, count = piece
-        rows: list[dict[str, Any]] = []
-        offset = 0
-        name = path.rsplit("/", 1)[-1]
-        with _Blocks() as blocks, storage.committed(path) as tar:
-            for _, uid, blocks_path, entry in islice(
-                _chosen(packed, low, high), skip, skip + count
-            ):
-                tar.write(blocks.read(blocks_path, entry["offset"], entry["size"]))
-                for member in entry["members"]:
-                    rows.append(
-                        {**member, "offset": offset + member["offset"], "shard": name, "key": uid}
-                    )
-                offset += entry["size"]
-            tar.write(tars.END)
-        return pa.Table.from_pylist(rows, shards.INDEX_SCHEMA)
+        chosen = islice(_chosen(packed, low, high), skip, skip + count)
+        return _write_tar(path, ((blocks_path, entry) for _, _, blocks_path, entry in chosen))
+
+    def gather(self, index_paths: Mapping[int, str], cuts: int, path: str) -> Written:
+        found = []
+        for number, index_path in index_paths.items():
+            index = parts.read_table(index_path)
+            of = pa.array(np.full(len(index), number, np.int32))
+            found.append(index.append_column("part", of))
+        whole = pa.concat_tables(found).combine_chunks()
+        cut = _cut_of(np.asarray(whole["bucket"]).astype(np.int64), cuts)
+        whole = whole.take(pa.array(np.argsort(cut, kind="stable")))
+        with tables.writing(path) as file:
+            start = 0
+            for count in np.bincount(cut, minlength=cuts).tolist():
+                file.add(whole.slice(start, count))
+                start += count
+        return file.written
+
+    def assemble_gathered(
+        self,
+        piece: tuple[int, ...],
+        gathered: Sequence[str],
+        cuts: int,
+        blocks_path: Callable[[int], str],
+        path: str,
+    ) -> pa.Table:
+        low, high, skip, count = piece
+        first, last = _cut_of(np.array([low, high]), cuts).tolist()
+        of_range = (pc.field("bucket") >= low) & (pc.field("bucket") <= high)
+        found = pa.concat_tables(
+            [
+                table.filter(of_range)
+                for file in gathered
+                for table in tables.read(file, first, cuts, last - first + 1)
+            ]
+        )
+        order = np.lexsort((np.array(found["uid"].to_pylist(), "U32"), np.asarray(found["draw"])))
+        chosen = found.take(pa.array(order[skip : skip + count])).to_pylist()
+        return _write_tar(path, ((blocks_path(entry["part"]), entry) for entry in chosen))
+
+
+def _cut_of(buckets: np.ndarray, cuts: int) -> np.ndarray:
+    """Which of ``cuts`` pieces of the order a bucket is in. Int64."""
+    return buckets * cuts // _BUCKETS
+
+
+def _write_tar(path: str, chosen: Iterable[tuple[str, dict[str, Any]]]) -> pa.Table:
+    """Copy the blocks of samples, each (blocks path, entry), into a tar. Returns its index."""
+    rows: list[dict[str, Any]] = []
+    offset = 0
+    name = path.rsplit("/", 1)[-1]
+    with _Blocks() as blocks, storage.committed(path) as tar:
+        for entry, block in blocks.read_all(chosen):
+            tar.write(block)
+            for member in entry["members"]:
+                place = {"offset": offset + member["offset"], "shard": name, "key": entry["uid"]}
+                rows.append({**member, **place})
+            offset += entry["size"]
+        tar.write(tars.END)
+    return pa.Table.from_pylist(rows, shards.INDEX_SCHEMA)
 
 
 class _Blocks:
@@ -127,6 +176,23 @@ class _Blocks:
     def __exit__(self, *_: object) -> None:
         while self._files:
             self._files.popitem()[1].close()
+
+    def read_all(
+        self, chosen: Iterable[tuple[str, dict[str, Any]]]
+    ) -> Iterator[tuple[dict[str, Any], bytes]]:
+        """Each entry with its bytes, in order; of remote files some at a time, since each takes a journey."""
+        left = iter(chosen)
+        with ThreadPoolExecutor(_ASKED_AT_ONCE) as pool:
+            while several := list(islice(left, _ASKED_AT_ONCE)):
+                places = [(path, entry["offset"], entry["size"]) for path, entry in several]
+                if storage.is_url(several[0][0]):
+                    found: Iterable[bytes] = pool.map(storage.read_range, *zip(*places))
+                else:
+                    found = (self.read(*place) for place in places)
+                for (path, entry), data in zip(several, found, strict=True):
+                    if len(data) != entry["size"]:
+                        raise Damaged(path, f"ends within the sample at byte {entry['offset']}")
+                    yield entry, data
 
     def read(self, path: str, offset: int, size: int) -> bytes:
         if path not in self._files:

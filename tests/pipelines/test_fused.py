@@ -118,3 +118,14 @@ def test_what_was_opened_is_closed_once_at_the_end(monkeypatch: pytest.MonkeyPat
     fused.close_opened()
     assert closed == ["closed"]
     assert not fused._OPENED
+
+
+def test_a_process_that_goes_on_to_another_step_lets_go_of_what_it_opened(
+    curate_recipe: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers live longer than a step, and must not hold the models of all."""
+    monkeypatch.setattr(fused, "_OPENED", {"a step before": object()})
+    plan = plan_curation(curate_recipe(SOURCE, [{"use": f"{USE}:Length"}]))
+    count = curation.measure(plan, LocalRunner(), Quiet())
+    assert count > 1
+    assert list(fused._OPENED) == [fused._key(plan.stages[1])]

@@ -286,3 +286,14 @@ def test_the_order_in_which_files_came_is_in_the_fingerprint(
     assert again.shard.fingerprint == planned, "the plan knew of the growth before it was run"
     assert again.shard.fingerprint != plan_curation(fresh).shard.fingerprint
     assert curation.run(again, LocalRunner(), Quiet()).already_done
+
+
+def test_what_a_stage_asks_for_is_kept_with_the_recipe(
+    curate_recipe: Callable[..., Any], source: dict[str, Any], tmp_path: Path
+) -> None:
+    stage = {"use": "filter.duplicate_pair", "memory_gb": 1.5, "cpus": 2}
+    recipe = curate_recipe({**source, "cpus": 0.5}, [stage])
+    curation.run(plan_curation(recipe), LocalRunner(), Quiet(), recipe)
+    kept = load(str(Path(recipe.curate.pool, "recipe.toml")))
+    assert kept.curate.stage[0].options == {"memory_gb": 1.5, "cpus": 2}
+    assert kept.curate.source.options["cpus"] == 0.5

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from curate.contract import parts, tars
+from curate.contract import parts
 from curate.contract.columns import CAPTIONS_TYPE
 
 
@@ -27,11 +28,13 @@ def test_a_component_from_elsewhere_makes_a_legal_folder_name() -> None:
     assert parts.stage_folder("mylab.filters:Blur", "abcdef0123") == "mylab.filters.Blur-abcdef01"
 
 
-def test_stats_travel_in_the_footer(tmp_path: Path) -> None:
+def test_stats_stand_in_a_manifest_beside_the_table(tmp_path: Path) -> None:
     path = str(tmp_path / "t.parquet")
     table = pa.table({"a": [1, 2]})
-    parts.write_table(path, table, {"rows": 2})
-    assert parts.read_stats(path) == {"rows": 2}
+    written = parts.write_table(path, table, {"rows": 2})
+    assert written.sha256 == hashlib.sha256(Path(path).read_bytes()).hexdigest()
+    assert parts.read_stats(path) == {"rows": 2, **written.told()}
+    assert parts.read_stats(str(tmp_path / "u.parquet")) == {}
     assert parts.read_table(path).equals(table)
     assert parts.read_table(path, ["a"]).column_names == ["a"]
 
@@ -62,9 +65,9 @@ def test_pictures_that_are_cut_are_named(tmp_path: Path) -> None:
     with parts.Pictures(str(path)) as held:
         held(["a"])
         path.write_bytes(whole[:600])
-        with pytest.raises(tars.TarDamage, match=r"part\.tar: changed while it was read"):
+        with pytest.raises(parts.Damaged, match=r"part\.tar: changed while it was read"):
             held(["b"])
-    with pytest.raises(tars.TarDamage, match=r"'a\.jpg' at byte 0 is cut: 88 of 9003 bytes"):
+    with pytest.raises(parts.Damaged, match=r"'a\.jpg' at byte 0 is cut: 88 of 9003 bytes"):
         parts.Pictures(str(path))(["a"])
 
 
@@ -96,3 +99,26 @@ def test_all_is_compressed_but_the_uids(tmp_path: Path) -> None:
 def test_dictionaries_are_for_words_that_repeat(tmp_path: Path) -> None:
     table = pa.table({"uid": ["a", "b"], "language": ["en", "en"], "n": [1, 2]})
     assert parts.repetitive(table.schema) == ["language"]
+
+
+def test_a_part_without_a_manifest_is_not_read(tmp_path: Path) -> None:
+    path = str(tmp_path / "t.parquet")
+    parts.write_table(path, pa.table({"a": [1]}))
+    with pytest.raises(parts.Damaged, match="never committed"):
+        parts.read_part(path)
+    parts.write_table(path, pa.table({"a": [1, 2]}), {"rows": 2})
+    assert parts.read_part(path, ["a"])["a"].to_pylist() == [1, 2]
+    Path(path).write_bytes(Path(path).read_bytes()[:-1])
+    with pytest.raises(parts.Damaged, match=r"t\.parquet: \d+ of \d+ bytes"):
+        parts.read_part(path)
+    with pytest.raises(parts.Damaged, match="can't be read as parquet"):
+        parts.read_table(path)
+
+
+def test_what_somebody_has_done_meanwhile_stays(tmp_path: Path) -> None:
+    path = str(tmp_path / "t.parquet")
+    assert parts.write_part(path, pa.table({"a": [1]}), {"by": "first"})[1]
+    told, is_ours = parts.write_part(path, pa.table({"a": [2]}), {"by": "second"})
+    assert not is_ours
+    assert told["by"] == "first"
+    assert parts.read_part(path)["a"].to_pylist() == [1]

@@ -10,10 +10,10 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
-from curate.contract import shards
+from curate.contract import done, shards
 from curate.contract.columns import CAPTIONS_TYPE
 from curate.contract.draw import draw, pair_uid
-from curate.shard.write import Write, sample_members
+from curate.shard.write import Write, _write_tar, sample_members
 
 
 def table(count: int) -> pa.Table:
@@ -109,3 +109,12 @@ def test_more_parts_than_open_files(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     stage = Write(samples_per_shard=7)
     few = [path.read_bytes() for path in write(tmp_path / "few", table(30), 30, stage)]
     assert [path.read_bytes() for path in write(tmp_path / "many", table(30), 3, stage)] == few
+
+
+def test_a_block_that_is_cut_is_damage_and_no_shorter_tar(tmp_path: Path) -> None:
+    blocks = tmp_path / "blocks.tar"
+    blocks.write_bytes(bytes(700))
+    entry = {"uid": "u", "offset": 512, "size": 512, "members": []}
+    with pytest.raises(done.Damaged, match="ends within the sample at byte 512"):
+        _write_tar(str(tmp_path / "00000.tar"), [(str(blocks), entry)])
+    assert not (tmp_path / "00000.tar").exists()
