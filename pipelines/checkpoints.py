@@ -85,7 +85,7 @@ def average(paths: Sequence[str], *, out: str, last: int) -> str:
             raise RecipeError(
                 path, f"another model than that of {files[0]}", "average one model's weights"
             )
-        if os.path.dirname(os.path.abspath(path)) != os.path.dirname(os.path.abspath(files[0])):
+        if _folder(path) != _folder(files[0]):
             _check_kindred(first, content)
         _add(sums, content["state_dict"], path, files[0])
     # What is no real number (an index buffer) is taken from the newest.
@@ -141,13 +141,21 @@ def _files(given: str) -> list[str]:
     """The file itself, or the checkpoints of a run's folder, oldest first. Raises RecipeError for none."""
     from pretrain.loop import checkpoint
 
-    if os.path.isfile(given):
+    if storage.is_url(given):
+        is_file, is_folder = given.endswith(".pt") and storage.exists(given), storage.exists(given)
+    else:
+        is_file, is_folder = os.path.isfile(given), os.path.isdir(given)
+    if is_file:
         return [given]
     found = checkpoint.committed(given) or checkpoint.committed(checkpoint.folder(given))
     if not found:
-        what = "no checkpoint in it" if os.path.isdir(given) else "no such file or folder"
+        what = "no checkpoint in it" if is_folder else "no such file or folder"
         raise RecipeError(given, what, "give a run's folder, or a file of its checkpoints")
     return found
+
+
+def _folder(path: str) -> str:
+    return storage.absolute(path).rpartition("/")[0]
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -194,7 +202,7 @@ def _read_as_written(path: str) -> dict[str, Any]:
     """As ``_read``. Raises RecipeError also where a stamp beside it says that its bytes have changed."""
     from pretrain.loop import checkpoint
 
-    fault = checkpoint.fault_of(path) if os.path.exists(checkpoint.stamp_path(path)) else None
+    fault = checkpoint.fault_of(path) if storage.exists(checkpoint.stamp_path(path)) else None
     if fault:
         raise RecipeError(path, fault, "copy it again from where it was whole, or take another")
     return _read(path)
@@ -218,7 +226,7 @@ def _verified(path: str) -> tuple[list[str], bool]:
     from pretrain.loop import checkpoint
 
     notes: list[str] = []
-    if os.path.exists(checkpoint.stamp_path(path)):
+    if storage.exists(checkpoint.stamp_path(path)):
         fault = checkpoint.fault_of(path)
         if fault:
             return [f"{path}: BAD: {fault}"], False

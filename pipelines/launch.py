@@ -10,13 +10,15 @@ import json
 import os
 import re
 import signal
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
-from pipelines import components, live, preflight, ranks, recipe
+from pipelines import components, events, lease, live, preflight, ranks, recipe, same_files
 from pipelines.components import Component
 from pipelines.errors import RecipeError, RunFailed, Stopped, split_hint
 from pipelines.recipe import Recipe
@@ -46,6 +48,7 @@ def train(
     settings = preflight.checked(loaded, resume, tell=rank == 0 if launched else ours)
     world = ray_workers or (int(os.environ.get("WORLD_SIZE", "1")) if launched else nproc)
     preflight.check_ranks(settings, world)
+    same_files.refuse_lost(same_files.of_training(settings))
     if ray_workers:
         from pipelines import run_ray
 
@@ -87,12 +90,13 @@ def run_rank(
     allow: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Train in this process, as one rank of torchrun's or Ray's, or alone. Raises RunFailed, Stopped."""
+    from pretrain.loop import away
     from pretrain.loop import train as loop
 
     assert loaded.train is not None
     data_hash = fingerprint([preflight.data_hash_of(source.path) for source in loaded.train.shards])
     try:
-        with live.shown(loaded.train) as show:
+        with _logged(loaded), live.shown(loaded.train) as show:
             result = loop.run(
                 built(loaded.train, loaded.seed),
                 seed=loaded.seed,
@@ -102,8 +106,9 @@ def run_rank(
                 progress=progress or show,
                 stop_asked=stop_asked,
                 allow_changes=allow,
+                alone=alone,
             )
-    except loop.TrainingStopped as fault:
+    except (loop.TrainingStopped, away.FolderLost) as fault:
         raise RunFailed(str(fault)) from fault
     except ValueError as fault:
         what, hint = split_hint(str(fault))
@@ -115,6 +120,48 @@ def run_rank(
         "samples_seen": result.samples_seen,
         "metrics": str(result.metrics),
     }
+
+
+@contextmanager
+def alone(out: str) -> Iterator[Callable[[], None]]:
+    """Hold a train folder behind a URL, by a lease as a pool's; gives what raises FolderLost once it is gone.
+
+    Raises ValueError where somebody else trains there, in the words of a folder on disk.
+    """
+    from pretrain.loop import lock  # with torch
+    from pretrain.loop.away import FolderLost
+
+    def say(words: str) -> None:
+        print(words, file=sys.stderr, flush=True)
+
+    def still() -> None:
+        try:
+            one.check()
+        except RunFailed as fault:
+            raise FolderLost(str(fault).replace("\nhint:", ". hint:")) from fault
+
+    one = lease.Lease(out, dict)
+    try:
+        one.take(say)
+    except RunFailed as fault:
+        told = lease.read(out) or {}
+        since = (
+            f", since {told['began']}, last beat {told.get('beat', '?')}" if "began" in told else ""
+        )
+        holder = f"process {told.get('pid', '?')} on {told.get('host', '?')}{since}"
+        raise ValueError(lock.refusal(out, holder)) from fault
+    try:
+        yield still
+    finally:
+        one.release()
+
+
+def _logged(loaded: Recipe) -> AbstractContextManager[Any]:
+    """The first rank's log, in the run's folder."""
+    if int(os.environ.get("RANK", "0")) != 0:
+        return nullcontext()
+    assert loaded.train is not None
+    return events.logged(loaded.train.out, "train", at_once=True, recipe=loaded.name)
 
 
 def newest_checkpoint(loaded: Recipe) -> str:
@@ -203,7 +250,9 @@ def run_evaluations(
             return run.run(model, named, device, path, context, heard=told.__setitem__)
         finally:  # also where a later one can't be made
             if own and seen:
-                log.evaluated(loaded.train.out, loaded.train.loggers, int(seen[1]), told, ema=ema)
+                log.evaluated(
+                    loaded.train.out, loaded.train.loggers, int(seen[1]), told, ema=ema, alone=alone
+                )
     except ValueError as fault:
         what, hint = split_hint(str(fault))
         raise RecipeError("evaluate", what, hint) from fault

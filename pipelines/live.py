@@ -1,7 +1,8 @@
 """What a person sees while a model trains: figures under a bar on a terminal, a plain line elsewhere; on stderr.
 
 A rank shows the lines it is given (`shown`). Ranks that torchrun started have no terminal of their own: the
-process that launched them reads metrics.jsonl as it grows (`following`).
+process that launched them reads metrics.jsonl as it grows (`following`); of a run behind a URL that is the file on
+this machine, or the object where the ranks are elsewhere.
 """
 
 from __future__ import annotations
@@ -12,14 +13,16 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any, TextIO
 
 from curate.contract import storage
+from pretrain.loop import away
 from pretrain.loop.settings import TrainSettings
 
 Line = Mapping[str, Any]
 _LOOK_EVERY_S = 0.5
+_LOOK_AWAY_S = 15.0  # at an object, which is read whole
 _FOLLOWED = "CLIP_PIPE_FOLLOWED"  # set for ranks whose launcher shows their figures
 
 
@@ -128,7 +131,7 @@ def following(settings: TrainSettings, stream: TextIO | None = None) -> Iterator
         return
     ended = threading.Event()
     path = storage.join(settings.out, "metrics.jsonl")
-    begin = os.path.getsize(path) if os.path.exists(path) else 0
+    begin = storage.size_bytes(path) if storage.exists(path) else 0
     with shown(settings, target) as show:
         thread = threading.Thread(target=_tail, args=(path, begin, show, ended), daemon=True)
         thread.start()
@@ -145,11 +148,11 @@ def _tail(path: str, at: int, show: Callable[[Line], None], ended: threading.Eve
     """Show each whole line from byte ``at`` on; a file that became shorter was rewound by a resumed run."""
     while True:
         last = ended.is_set()
-        if os.path.exists(path):
-            with open(path, "rb") as file:
-                at = min(at, os.path.getsize(path))
-                file.seek(at)
-                whole = file.read().rpartition(b"\n")[0]
+        here = away.local(path) if storage.is_url(path) else path
+        is_here = here == path or os.path.exists(here)
+        with suppress(*(() if is_here else (Exception,))):  # the store may be down for a while
+            at, found = _from(here if is_here else path, at)
+            whole = found.rpartition(b"\n")[0]
             at += len(whole) + 1 if whole else 0
             for line in whole.splitlines():
                 try:
@@ -158,7 +161,21 @@ def _tail(path: str, at: int, show: Callable[[Line], None], ended: threading.Eve
                     continue  # the rest of a line whose begin was cut
         if last:
             return
-        ended.wait(_LOOK_EVERY_S)
+        ended.wait(_LOOK_EVERY_S if is_here else _LOOK_AWAY_S)
+
+
+def _from(path: str, at: int) -> tuple[int, bytes]:
+    """(byte ``at``, or the end of a file that is shorter; what stands from there on)."""
+    if storage.is_url(path):
+        found = storage.read_text(path).encode() if storage.exists(path) else b""
+        at = min(at, len(found))
+        return at, found[at:]
+    if not os.path.exists(path):
+        return at, b""
+    with open(path, "rb") as file:
+        at = min(at, os.path.getsize(path))
+        file.seek(at)
+        return at, file.read()
 
 
 def duration(seconds: float) -> str:

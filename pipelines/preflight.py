@@ -38,6 +38,11 @@ def checked(loaded: Recipe, resume: bool, *, tell: bool = True) -> TrainSettings
     if tell:
         tell_doubts(loaded.train)
         _tell_other_shards(loaded)
+    try:
+        storage.prepare(loaded.train.out)
+    except ValueError as fault:
+        what, hint = split_hint(str(fault))
+        raise RecipeError("train.out", what, hint) from fault
     begun = [storage.join(loaded.train.out, name) for name in ("metrics.jsonl", "checkpoints")]
     if any(storage.exists(path) for path in begun) and not resume:
         raise RecipeError(
@@ -45,11 +50,6 @@ def checked(loaded: Recipe, resume: bool, *, tell: bool = True) -> TrainSettings
             "the folder holds a run already",
             "add --resume to go on with it, or name another folder",
         )
-    try:
-        storage.prepare(loaded.train.out)
-    except ValueError as fault:
-        what, hint = split_hint(str(fault))
-        raise RecipeError("train.out", what, hint) from fault
     if resume and tell and not storage.exists(begun[1]):
         print(
             f"note: --resume, and {loaded.train.out} holds no checkpoint: the run begins at its first sample",
@@ -150,7 +150,7 @@ def tell_doubts(train: TrainSettings) -> None:
 def _check_loggers(train: TrainSettings) -> None:
     """What else the figures go to must be installed here, where the run begins."""
     try:
-        log.check(train.loggers)
+        log.check(train.loggers, train.out)
     except ValueError as fault:
         what, hint = split_hint(str(fault).removeprefix("train.loggers: "))
         raise RecipeError("train.loggers", what, hint) from fault

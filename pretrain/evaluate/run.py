@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import nn
 from curate.contract.tars import TarDamage
 from pretrain.evaluate.base import Evaluation
 from pretrain.evaluate.table import json_line
+from pretrain.loop import away
 
 
 def run(
@@ -45,18 +45,9 @@ def run(
                     f"evaluation {name}: {fault}. hint: the tar is damaged; replace it"
                 ) from fault
             if metrics_path is not None:
-                _append(metrics_path, json_line(name, results[name], context))
+                away.append(metrics_path, json_line(name, results[name], context))
             if heard is not None:
                 heard(name, results[name])
     finally:
         encoder.train(training)
     return results
-
-
-def _append(path: str, line: str) -> None:
-    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    with open(path, "ab+") as file:
-        if file.tell():  # a trainer that was killed may have left half a line
-            file.seek(-1, os.SEEK_END)
-            line = line if file.read(1) == b"\n" else "\n" + line
-        file.write(line.encode())

@@ -13,8 +13,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import IO, Any, Protocol
 
-import fsspec
-
 from curate.contract import shards, storage
 
 IMAGE_EXTENSIONS = frozenset(shards.IMAGE_EXTENSIONS)
@@ -35,14 +33,13 @@ class FolderStore:
 
     def __init__(self, path: str) -> None:
         self.path = path
-        self._fs, root = fsspec.core.url_to_fs(path)
-        root = root.rstrip("/")
-        found = sorted(str(name) for name in self._fs.find(root))
-        self._places = {lower_extension(name[len(root) + 1 :]): name for name in found}
+        root = len(storage.named(path).rstrip("/")) + 1
+        self._places = {lower_extension(name[root:]): name for name in storage.below(path)}
         self.names = list(self._places)
 
     def read(self, name: str) -> bytes:
-        return self._fs.cat_file(self._places[name])
+        with storage.open_file(self._places[name]) as file:
+            return file.read()
 
 
 class TarStore:

@@ -9,15 +9,18 @@ stamp. Whatever has a .pt's own name is kept: damaged and unproven ones are set 
 `state_dict` in it has open_clip's names, so open_clip reads the file as it is. There is no state of
 random generators to keep: every draw is a function of (seed, samples_seen, purpose). Nothing in it
 says how many ranks wrote it.
+
+Where OUT is behind a URL, a checkpoint is made whole on this disk, stamp and all, and put from there: `away`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import IO, Any
 
@@ -26,10 +29,13 @@ from torch import Tensor
 
 from curate.contract import storage
 from curate.contract.manifest import package_versions
+from pretrain.loop import away
 from pretrain.loop.settings import TrainSettings
 from pretrain.objective.base import Term
 
+_logger = logging.getLogger(__name__)
 SCHEMA = 1
+_HASHED_BYTES = 8 << 20  # of a file behind a URL, at a time
 # These change where and how fast a run goes, and of what it computes the rounding at most.
 FREE_TO_CHANGE = (
     "out",
@@ -76,18 +82,82 @@ def folder(out: str) -> str:
     return storage.join(out, "checkpoints")
 
 
-def save(out: str, content: dict[str, Any], keep: int, *, forever: bool = False) -> str:
+def save(
+    out: str,
+    content: dict[str, Any],
+    keep: int,
+    *,
+    forever: bool = False,
+    before_put: Callable[[], None] = lambda: None,
+) -> str:
     """Commit a checkpoint named by ``content["cursor"]["samples_seen"]``; the oldest beyond ``keep`` go.
 
-    One that is kept ``forever`` does not count and is never deleted. Returns its path.
+    One that is kept ``forever`` does not count and is never deleted. Returns its path. Behind a URL
+    ``before_put`` is called when it is whole on this disk; raises away.NotPut where it stays there.
     """
-    path = storage.join(folder(out), f"samples-{content['cursor']['samples_seen']:012d}.pt")
-    write(path, content, **({"keep": True} if forever else {}))
-    passing = [old for old in _all(out) if not _stamp(old).get("keep")]
+    name = f"samples-{content['cursor']['samples_seen']:012d}.pt"
+    more = {"keep": True} if forever else {}
+    if storage.is_url(out):
+        here = folder(away.folder(out))
+        write(storage.join(here, name), content, **more)
+        _thin(here, 1)  # it takes the place of those that could not be put
+        put_waiting(out, before_put)
+    else:
+        write(storage.join(folder(out), name), content, **more)
+    try:
+        _thin(folder(out), keep)
+        if storage.is_url(out):
+            _drop_stamps(folder(out))
+    except Exception as fault:
+        if not storage.is_url(out):
+            raise
+        _logger.warning("older checkpoints could not be deleted: %s", fault)
+    return storage.join(folder(out), name)
+
+
+def _thin(where: str, keep: int) -> None:
+    """Delete the oldest beyond ``keep``, but for those that are kept forever."""
+    passing = [old for old in committed(where) if not _stamp(old).get("keep")]
     for old in passing[: -max(keep, 1)]:
-        os.remove(old)  # first: without its stamp it would be a file that nothing vouches for
-        os.remove(stamp_path(old))
-    return path
+        _delete(old)
+
+
+def _drop_stamps(where: str) -> None:
+    """Of files that were never put. On disk they are left: who deleted the file may want to know."""
+    names = _listed(where)
+    for name in names:
+        if re.fullmatch(r"samples-\d+\.json", name) and f"{name[:-5]}.pt" not in names:
+            storage.remove(storage.join(where, name))
+
+
+def _delete(path: str) -> None:
+    storage.remove(path)  # first: without its stamp it would be a file that nothing vouches for
+    storage.remove(stamp_path(path))
+
+
+def put_waiting(out: str, before_put: Callable[[], None] = lambda: None) -> list[str]:
+    """Put what waits on this disk for a run's folder behind a URL, newest first; returns what was put.
+
+    Raises away.NotPut, naming the newest that is left here, and away.FolderLost as ``before_put`` does.
+    """
+    here = folder(away.folder(out))
+    waiting = committed(here)
+    put: list[str] = []
+    try:
+        if waiting:
+            before_put()
+        for path in reversed(waiting):  # the newest: a run goes on from it
+            target = storage.join(folder(out), path.rpartition("/")[2])
+            for file in (stamp_path(path), path):
+                storage.link_or_copy(file, stamp_path(target) if file != path else target)
+            _delete(path)
+            put.append(target)
+    except away.FolderLost:
+        raise
+    except Exception as fault:
+        left = waiting[-1 - len(put)]
+        raise away.NotPut(f"{left} could not be put into {folder(out)}: {fault}") from fault
+    return put
 
 
 def write(path: str, content: dict[str, Any], **more: Any) -> None:
@@ -128,17 +198,20 @@ def newest(out: str) -> str | None:
 
 
 def set_aside_newer(out: str, path: str) -> None:
-    """Rename what is newer than ``path``, "damaged-..." or "unstamped-...": it counts no more."""
-    for newer in _named(folder(out)):
-        if newer > path:
+    """Rename what is newer than ``path``, "damaged-..." or "unstamped-...": it counts no more.
+
+    Behind a URL also what waits on this disk, which would take the place of what comes.
+    """
+    wheres = [folder(out), *([folder(away.folder(out))] if storage.is_url(out) else [])]
+    for newer in (one for where in wheres for one in _named(where)):
+        if newer.rpartition("/")[2] > path.rpartition("/")[2]:
             stamp = stamp_path(newer)
-            why = "damaged-" if os.path.exists(stamp) else "unstamped-"
+            why = "damaged-" if storage.exists(stamp) else "unstamped-"
             number = 0
-            while os.path.exists(aside := _aside(newer, why, number)):
+            while storage.exists(aside := _aside(newer, why, number)):
                 number += 1
-            os.rename(newer, aside)
-            if os.path.exists(stamp):
-                os.rename(stamp, stamp_path(aside))
+            storage.move(newer, aside)
+            storage.move(stamp, stamp_path(aside))
 
 
 def _aside(path: str, why: str, number: int) -> str:
@@ -148,6 +221,8 @@ def _aside(path: str, why: str, number: int) -> str:
 
 def clean(out: str) -> None:
     """Delete what a killed process left half written: files under temporary names, and no others."""
+    if storage.is_url(out):  # there nothing is ever half written; on its way there it is
+        out = away.folder(out)
     for name in os.listdir(folder(out)) if os.path.isdir(folder(out)) else ():
         if name.startswith("samples-") and storage.TEMPORARY in name:
             os.remove(storage.join(folder(out), name))
@@ -161,6 +236,9 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 
 def read(path: str) -> dict[str, Any]:
     """All of a checkpoint, on the CPU. Nothing in it is executed."""
+    if storage.is_url(path):
+        with storage.open_shard(path) as file:
+            return torch.load(file, map_location="cpu", weights_only=True)
     return torch.load(path, map_location="cpu", weights_only=True)
 
 
@@ -221,22 +299,24 @@ def _flat(name: str, thing: Any) -> list[tuple[str, Any]]:
     return [pair for member, value in members.items() for pair in _flat(f"{dot}{member}", value)]
 
 
-def _all(out: str) -> list[str]:
-    """Checkpoints that were committed, oldest first."""
-    return committed(folder(out))
-
-
 def committed(where: str) -> list[str]:
     """The checkpoints in a folder that have a stamp, oldest first."""
-    return [path for path in _named(where) if os.path.exists(stamp_path(path))]
+    names = _listed(where)
+    return [path for path in _named(where, names) if stamp_path(path).rpartition("/")[2] in names]
 
 
-def _named(where: str) -> list[str]:
+def _named(where: str, names: set[str] | None = None) -> list[str]:
     """All that has a checkpoint's name, stamped or not, oldest first."""
-    if not os.path.isdir(where):
-        return []
-    names = sorted(n for n in os.listdir(where) if re.fullmatch(r"samples-\d+\.pt", n))
-    return [storage.join(where, name) for name in names]
+    names = _listed(where) if names is None else names
+    found = sorted(name for name in names if re.fullmatch(r"samples-\d+\.pt", name))
+    return [storage.join(where, name) for name in found]
+
+
+def _listed(where: str) -> set[str]:
+    """The names in a folder; behind a URL by one listing."""
+    if storage.is_url(where):
+        return {path.rpartition("/")[2] for path in storage.listed(where)}
+    return set(os.listdir(where)) if os.path.isdir(where) else set()
 
 
 def stamp_path(path: str) -> str:
@@ -254,11 +334,24 @@ def _stamp(path: str) -> dict[str, Any]:
 
 def fault_of(path: str) -> str | None:
     """What is wrong with a checkpoint's bytes, judged by its stamp; None where they are as written."""
-    if not os.path.exists(stamp_path(path)):
+    if not storage.exists(stamp_path(path)):
         return "no stamp (.json) beside it says what its bytes were"
-    wanted = _stamp(path).get("sha256")
+    stamp = _stamp(path)
+    wanted = stamp.get("sha256")
     if not wanted:
         return "its stamp is not JSON with a sha256"
-    with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return None if digest == wanted else "its bytes differ from those written"
+    size = stamp.get("size_bytes")
+    if size is not None and storage.size_bytes(path) != size:
+        return "its bytes differ from those written"
+    return None if _sha256(path) == wanted else "its bytes differ from those written"
+
+
+def _sha256(path: str) -> str:
+    if not storage.is_url(path):
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    digest = hashlib.sha256()
+    with storage.open_shard(path) as away_file:
+        while data := away_file.read(_HASHED_BYTES):
+            digest.update(data)
+    return digest.hexdigest()

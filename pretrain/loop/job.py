@@ -16,9 +16,10 @@ from torch import Tensor, nn
 
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
-from pretrain.loop import checkpoint, optim, parallel, resume, serve, unfinite
+from pretrain.loop import away, checkpoint, optim, parallel, resume, serve, unfinite
 from pretrain.loop.bad_samples import BadShare, Replaced, named, refuse_lost
 from pretrain.loop.ema import Ema
+from pretrain.loop.kept import Kept
 from pretrain.loop.log import MetricsLog
 from pretrain.loop.settings import Phase, ShardSource, TrainSettings, check_buckets
 from pretrain.loop.world import World
@@ -63,10 +64,11 @@ class Job:
         again: bool,
         progress: Callable[[dict[str, Any]], None] | None,
         allow_changes: Sequence[str] = (),
+        held: Callable[[], None] = lambda: None,
     ) -> None:
         self.settings, self.world, self.seed = settings, world, seed
         self.data_hash, self.recipe_text, self.progress = data_hash, recipe_text, progress
-        self.log = MetricsLog(storage.join(settings.out, "metrics.jsonl"))
+        self.log = MetricsLog(storage.join(settings.out, "metrics.jsonl"), held)
         self.readers = self._open_readers()
         self.data_sha256 = fingerprint([reader.fingerprint for reader in self.readers])
         self.described = {"seed": seed, **checkpoint.describe(settings)}
@@ -75,7 +77,8 @@ class Job:
         self.weights: list[float] = []
         self.history: list[dict[str, Any]] = []  # of allowed changes, by samples_seen
         self.saved_path, self._saved = self._begin(again, allow_changes)
-        self.writer = Writer(self._write)
+        self.kept = Kept(settings, self.log, held)
+        self.writer = Writer(self.kept.write)
         self.saved_at_s = time.monotonic()
         self.ema: Ema | None = None
         self.replaced = Replaced()  # not yet summed into the cursor
@@ -85,7 +88,8 @@ class Job:
         self.bad_share = BadShare(settings.max_bad_frac, seen, bad, marks)
         torch.manual_seed(integer(seed, "weights"))
         pretrained = "" if self._saved else settings.pretrained
-        self.encoder = towers.build(settings.model, pretrained).to(world.device)
+        with away.on_disk(pretrained) as weights:
+            self.encoder = towers.build(settings.model, weights).to(world.device)
         check_buckets(settings, self.encoder.context_length)
 
     def _open_readers(self) -> list[TarSet]:
@@ -126,7 +130,7 @@ class Job:
         if self.world.is_first:
             try:
                 found = "", resume.prepare_folder(out, again, self.recipe_text)
-            except ValueError as fault:
+            except (ValueError, OSError) as fault:  # the others are told, and don't wait
                 found = str(fault), ""
         refusal, path = self.world.gather(found)[0]
         if refusal:
@@ -146,7 +150,7 @@ class Job:
             self.log.rewind(self.cursor.samples_seen)
             if changes:
                 _logger.warning("going on with changes: %s", changes)
-                resume.note(out, self.history[-1], self.recipe_text)
+                resume.note(self.log, self.history[-1], self.recipe_text)
         return path, saved
 
     def enter(self, number: int) -> Phase:
@@ -341,19 +345,21 @@ class Job:
         if self.world.is_first:
             try:
                 act()
+            except away.FolderLost as found:
+                fault = str(found)
             except Exception as found:
-                fault = f"{type(found).__name__}: {found}"
+                fault = (
+                    f"no checkpoint can be written to {away.written_to(self.settings.out)}: {type(found).__name__}: {found}. "
+                    "hint: make room or mend the disk; --resume goes on from the last checkpoint"
+                )
         fault = self.world.gather(fault)[0]
         if fault:
-            raise TrainingStopped(
-                f"no checkpoint can be written to {self.settings.out}: {fault}. "
-                "hint: make room or mend the disk; --resume goes on from the last checkpoint"
-            )
+            raise TrainingStopped(fault)
 
-    def _write(self, content: dict[str, Any]) -> None:
-        """In the writer's thread."""
-        forever = content.pop("forever")
-        checkpoint.save(self.settings.out, content, self.settings.keep_checkpoints, forever=forever)
+    def refuse_unput(self) -> None:
+        """Raise TrainingStopped where the last checkpoint is on this disk only; on all ranks alike."""
+        if unput := self.world.gather(self.kept.last_words())[0]:
+            raise TrainingStopped(unput)
 
     def _content(self) -> dict[str, Any]:
         """All that decides the next step. With sharded towers all ranks call it together."""

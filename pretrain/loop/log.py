@@ -3,6 +3,7 @@
 The file is always written. ``train.loggers`` names what is told besides: "tensorboard" (event files in
 OUT/tensorboard) and "wandb" (a run that is gone on with on resume). Their step is samples_seen, so runs of
 different batch sizes lie on each other. Figures of evaluations go to them too (`evaluated`).
+Where OUT is behind a URL the file grows on this disk, and is put whole now and then: `away`.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ import json
 import logging
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
+from curate.contract import storage
+from pretrain.loop import away
 from pretrain.loop.settings import LOGGERS
 
 _logger = logging.getLogger(__name__)
@@ -30,31 +33,58 @@ class Tracker(Protocol):
 
 
 class MetricsLog:
-    """Appends to OUT/metrics.jsonl. Lines are flushed one by one, so a kill costs half a line at most."""
+    """Appends to OUT/metrics.jsonl. Lines are flushed one by one, so a kill costs half a line at most.
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    Behind a URL it costs what came since the last put; never what a checkpoint stands on.
+    """
+
+    def __init__(self, path: str, may_write: Callable[[], None] = lambda: None) -> None:
+        """``may_write`` raises away.FolderLost where the folder is another run's by now."""
+        self.path, self._may_write = path, may_write
         self.trackers: list[Tracker] = []
+        self._away: away.Growing | None = None  # on the first rank, once it has looked at the file
 
     def rewind(self, samples_seen: int) -> None:
         """Drop lines beyond ``samples_seen`` and those that are not whole; one without it goes with the last.
 
         A line of an older checkpoint's evaluation stays, wherever it stands.
         """
+        if storage.is_url(self.path):
+            there = storage.read_text(self.path) if storage.exists(self.path) else None
+            kept = _until((there or "").encode().splitlines(keepends=True), samples_seen)
+            self._away = away.Growing(self.path, away.local(self.path), self._may_write)
+            self._away.begin(b"".join(kept).decode(), there)
+            return
         if not os.path.exists(self.path):
             return
-        kept: list[bytes] = []
-        last = 0.0
         with open(self.path, "rb") as file:
-            for line in file:
-                seen = _samples_seen(line)
-                last = last if seen is None else seen
-                if line.endswith(b"\n") and last <= samples_seen:
-                    kept.append(line)
+            kept = _until(file, samples_seen)
         temporary = f"{self.path}.tmp-{os.getpid()}"
         with open(temporary, "wb") as file:
             file.writelines(kept)
         os.replace(temporary, self.path)
+
+    def put(self) -> None:
+        """Behind a URL: return when all lines are there. Raises as the store does."""
+        if self._away is not None:
+            self._away.put()
+
+    def _append(self, line: str) -> None:
+        if self._away is not None:
+            self._away.add(line)
+            return
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(line)
+
+    def note(self, entry: dict[str, Any]) -> None:
+        """Append an entry that no tracker is told of, unless a run killed before its next checkpoint did."""
+        line = json.dumps(entry) + "\n"
+        path = self.path if self._away is None else self._away.local
+        if os.path.exists(path):
+            with open(path, encoding="utf-8") as file:
+                if any(one == line for one in file):
+                    return
+        self._append(line)
 
     def follow(
         self,
@@ -70,16 +100,15 @@ class MetricsLog:
         of it, also one that was killed before its first checkpoint. Raises ValueError as ``check`` does,
         or where a service can't be used.
         """
-        check(loggers)
-        out = os.path.dirname(self.path)
+        out = self.path.rpartition("/")[0]
+        check(loggers, out)
         begun = samples_seen if resumed or samples_seen else None
         self.trackers = [_TRACKERS[name](out, begun, settings) for name in loggers]
 
     def write(self, figures: dict[str, Any]) -> None:
         """Append one line; a figure that is not finite is null, which JSON has, and NaN it has not."""
         figures = {name: _finite(value) for name, value in figures.items()}
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(figures, allow_nan=False) + "\n")
+        self._append(json.dumps(figures, allow_nan=False) + "\n")
         numbers = {
             name: float(value)
             for name, value in figures.items()
@@ -99,6 +128,8 @@ class MetricsLog:
         for tracker in self.trackers:
             tracker.close(failed)
         self.trackers = []
+        if self._away is not None:
+            self._away.close()
 
 
 def evaluated(
@@ -108,11 +139,13 @@ def evaluated(
     results: Mapping[str, Mapping[str, float]],
     *,
     ema: bool = False,
+    alone: Callable[[str], AbstractContextManager[Any]] | None = None,
 ) -> None:
     """Tell these loggers what evaluations of a checkpoint gave: ``eval/<name>.<figure>`` at its samples_seen.
 
     ``results``: {evaluation: figures}; with ``ema`` they stand under ``eval_ema/``. They are in metrics.jsonl already, so a logger that
     can't be told is warned of, and no more. W&B has one writer at a time: it is told nothing while a run goes on.
+    ``alone`` holds a folder behind a URL.
     """
     group = "eval_ema" if ema else "eval"
     figures = {
@@ -123,8 +156,12 @@ def evaluated(
     }
     for name in loggers if figures else ():
         try:
-            check((name,))
-            with _alone(out) if name == "wandb" else nullcontext():
+            check((name,), out)
+            with (
+                (alone if alone and storage.is_url(out) else _alone)(out)
+                if name == "wandb"
+                else nullcontext()
+            ):
                 # Of TensorBoard's earlier events none is to be dropped; W&B goes on with the run it knows.
                 begun = None if name == "tensorboard" else samples_seen
                 tracker: Tracker = _TRACKERS[name](out, begun, {})
@@ -136,7 +173,10 @@ def evaluated(
 
 @contextmanager
 def _alone(out: str) -> Iterator[None]:
-    """Nobody trains into the folder meanwhile. Raises ValueError where somebody does."""
+    """Nobody trains into the folder meanwhile. Raises ValueError where somebody does. Of a URL nobody knows."""
+    if storage.is_url(out):
+        yield
+        return
     from pretrain.loop import lock  # with torch
 
     held = lock.take(out)
@@ -146,14 +186,19 @@ def _alone(out: str) -> Iterator[None]:
         held.release()
 
 
-def check(loggers: Sequence[str]) -> None:
-    """Raise ValueError for a logger that is not known or not installed. Imports nothing."""
+def check(loggers: Sequence[str], out: str = "") -> None:
+    """Raise ValueError for a logger not known, not installed, or that can't write to OUT. Imports nothing."""
     for name in loggers:
         if name not in LOGGERS:
             raise ValueError(f"train.loggers: no logger {name!r}. hint: {' or '.join(LOGGERS)}")
         if importlib.util.find_spec(name) is None:
             raise ValueError(
                 f"train.loggers: {name} is not installed. hint: pip install 'clip-pipe[track]', or leave it out"
+            )
+        if name == "tensorboard" and storage.is_url(out):
+            raise ValueError(
+                f"train.loggers: tensorboard's event files can only be written to a disk, and train.out = {out!r} is a URL. "
+                "hint: leave it out (metrics.jsonl has every figure), use wandb, or train into a local or shared folder"
             )
 
 
@@ -180,15 +225,16 @@ class _Wandb:
     def __init__(self, out: str, samples_seen: int | None, settings: dict[str, Any]) -> None:
         import wandb
 
-        path = os.path.join(out, "wandb.json")
+        path = storage.join(out, "wandb.json")
         known = None if samples_seen is None else _read(path).get("id")
         try:
             self._run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT", "clip-pipe"),
-                name=os.environ.get("WANDB_NAME") or "/".join(os.path.abspath(out).split("/")[-2:]),
+                name=os.environ.get("WANDB_NAME")
+                or "/".join(storage.absolute(out).split("/")[-2:]),
                 id=known,
                 resume="allow" if known else None,
-                dir=out,
+                dir=away.folder(out) if storage.is_url(out) else out,
                 config={**settings, "out": out},
                 settings=wandb.Settings(silent=True),
             )
@@ -200,8 +246,7 @@ class _Wandb:
         # Not W&B's own step, which may not go back: a resumed run repeats what its checkpoint had not.
         self._run.define_metric("samples_seen")
         self._run.define_metric("*", step_metric="samples_seen")
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump({"id": self._run.id}, file)
+        storage.write_text(path, json.dumps({"id": self._run.id}))
 
     def write(self, figures: dict[str, float], samples_seen: int) -> None:
         self._run.log({**figures, "samples_seen": samples_seen})
@@ -215,10 +260,21 @@ _TRACKERS: dict[str, Any] = {"tensorboard": _TensorBoard, "wandb": _Wandb}
 
 def _read(path: str) -> dict[str, Any]:
     try:
-        with open(path, encoding="utf-8") as file:
-            return dict(json.load(file))
+        return dict(json.loads(storage.read_text(path)))
     except (OSError, ValueError):
         return {}
+
+
+def _until(lines: Iterable[bytes], samples_seen: int) -> list[bytes]:
+    """The whole lines up to a point; one without samples_seen goes with the last that has it."""
+    kept: list[bytes] = []
+    last = 0.0
+    for line in lines:
+        seen = _samples_seen(line)
+        last = last if seen is None else seen
+        if line.endswith(b"\n") and last <= samples_seen:
+            kept.append(line)
+    return kept
 
 
 def _finite(value: Any) -> Any:

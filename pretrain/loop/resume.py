@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 from collections.abc import Sequence
@@ -10,55 +9,81 @@ from dataclasses import dataclass
 from typing import Any
 
 from curate.contract import storage
-from pretrain.loop import checkpoint
+from pretrain.loop import away, checkpoint
+from pretrain.loop.log import MetricsLog
 
 _logger = logging.getLogger(__name__)
 
 
 def prepare_folder(out: str, resume: bool, recipe_text: str) -> str:
     """The checkpoint to resume from, or "". Raises ValueError for a folder that can't be used."""
-    if storage.is_url(out):
-        raise ValueError(
-            f"train.out = {out!r} is a URL. hint: train into a local or shared folder, and copy it"
-        )
     begun = [
-        name for name in ("metrics.jsonl", "checkpoints") if os.path.exists(storage.join(out, name))
+        name for name in ("metrics.jsonl", "checkpoints") if storage.exists(storage.join(out, name))
     ]
     if begun and not resume:
         raise ValueError(
             f"{out} already holds a run ({begun[0]}). hint: go on with --resume, or give another folder"
         )
+    if storage.is_url(out):
+        _look_here(out, begun)
     path, damaged = checkpoint.newest_whole(out) if resume else (None, [])
     for fault in damaged:
         _logger.warning("%s; resuming from %s, that one is set aside", fault, path)
-    if path is not None:
-        checkpoint.set_aside_newer(out, path)
+    checkpoint.set_aside_newer(out, path or "")
     checkpoint.clean(out)
-    os.makedirs(out, exist_ok=True)
+    if not storage.is_url(out):
+        os.makedirs(out, exist_ok=True)
     if path is None:
         _begin_anew(out, recipe_text)
     return path or ""
 
 
+def _look_here(out: str, begun: Sequence[str]) -> None:
+    """What an attempt on this machine could not put behind the URL is put now, if it is newer than all whole ones there.
+
+    Raises ValueError where that can't be done.
+    """
+    if not begun:
+        away.set_aside(out)
+        return
+    here = checkpoint.committed(checkpoint.folder(away.folder(out)))
+    if not here or checkpoint.fault_of(here[-1]):
+        return
+    there = reversed(checkpoint.committed(checkpoint.folder(out)))
+    whole = (path.rpartition("/")[2] for path in there if not checkpoint.fault_of(path))
+    newest = next(whole, "")
+    if here[-1].rpartition("/")[2] <= newest:
+        return
+    try:
+        put = checkpoint.put_waiting(
+            out, lambda: away.put_lines(storage.join(out, "metrics.jsonl"))
+        )
+    except away.NotPut as fault:
+        raise ValueError(
+            f"an attempt before left a checkpoint on this machine: {fault}. hint: mend that, or move it out of the way to go on from {newest or 'the start'}"
+        ) from fault
+    _logger.warning("%s: put there now; an attempt before had to leave it on this machine", ", ".join(put))  # fmt: skip
+
+
 def _begin_anew(out: str, recipe_text: str) -> None:
     """Where no checkpoint was ever committed. What an attempt before wrote is kept under another name."""
     metrics, recipe = (storage.join(out, name) for name in ("metrics.jsonl", "recipe.toml"))
-    if os.path.exists(metrics) and os.path.getsize(metrics):
+    if storage.exists(metrics) and storage.size_bytes(metrics):
         kept = _set_aside(metrics)
         _logger.warning(
             "%s holds no checkpoint: beginning anew; the metrics so far are %s", out, kept
         )
     if recipe_text:
-        if os.path.exists(recipe) and storage.read_text(recipe) != recipe_text:
+        if storage.exists(recipe) and storage.read_text(recipe) != recipe_text:
             _set_aside(recipe)
         storage.write_text(recipe, recipe_text)
 
 
 def _set_aside(path: str) -> str:
     number = 1
-    while os.path.exists(f"{path}.before-{number}"):
+    while storage.exists(f"{path}.before-{number}"):
         number += 1
-    os.rename(path, f"{path}.before-{number}")
+    storage.move(path, f"{path}.before-{number}")
     return f"{path}.before-{number}"
 
 
@@ -114,21 +139,8 @@ def history(saved: dict[str, Any], changes: dict[str, str]) -> list[dict[str, An
     return [*before, note] if changes else before
 
 
-def note(out: str, entry: dict[str, Any], recipe_text: str) -> None:
+def note(log: MetricsLog, entry: dict[str, Any], recipe_text: str) -> None:
     """Write an allowed change into the metrics, and the run's recipe as it is now."""
-    line = json.dumps(entry) + "\n"
-    path = storage.join(out, "metrics.jsonl")
-    # A run killed before its next checkpoint has written this very line already.
-    if not _holds(path, line):
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(line)
+    log.note(entry)
     if recipe_text:
-        storage.write_text(storage.join(out, "recipe.toml"), recipe_text)
-
-
-def _holds(path: str, line: str) -> bool:
-    """Whether a text file has this very line."""
-    if not os.path.exists(path):
-        return False
-    with open(path, encoding="utf-8") as file:
-        return any(one == line for one in file)
+        storage.write_text(storage.join(log.path.rpartition("/")[0], "recipe.toml"), recipe_text)

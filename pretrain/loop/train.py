@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pretrain.loop.interrupt import Interrupt, caught
 from pretrain.loop.job import Job, TrainingStopped, phase_end, refuse_unless
-from pretrain.loop.lock import hold
+from pretrain.loop.lock import Alone, hold
 from pretrain.loop.meter import Meter
 from pretrain.loop.settings import Phase, TrainSettings, check
 from pretrain.loop.step import Step, brought
@@ -56,6 +56,7 @@ def run(
     stop_after_samples: int | None = None,
     stop_asked: Callable[[], bool] | None = None,
     allow_changes: Sequence[str] = (),
+    alone: Alone | None = None,
 ) -> TrainResult:
     """Train every phase in turn; called once in each rank.
 
@@ -63,7 +64,7 @@ def run(
     of metrics.jsonl, on the first rank. With ``resume``, goes on from the newest whole checkpoint in
     ``settings.out``, or begins where there is none. ``stop_after_samples`` stops as SIGTERM does, and
     so does ``stop_asked`` once it says so on the first rank: for runs that no signal reaches.
-    ``allow_changes`` names settings ("phase.0.lr", "phase.0", "data") that may have changed since.
+    ``allow_changes`` names settings ("phase.0.lr", "phase.0", "data") that may have changed since. ``alone`` holds a folder behind a URL.
 
     Raises ValueError (with a hint) for settings, shards or a folder that can't be used,
     TrainingStopped for a loss that is not finite or too many bad samples.
@@ -73,7 +74,7 @@ def run(
     check(settings, world.size)
     decoder = nvjpeg(world.device) if settings.decode == "device" else None
     with caught() as interrupt, ExitStack() as ending:
-        ending.enter_context(hold(settings.out, world))
+        held = ending.enter_context(hold(settings.out, world, alone))
         job = Job(
             settings,
             world,
@@ -83,11 +84,12 @@ def run(
             again=resume,
             progress=progress,
             allow_changes=allow_changes,
+            held=held,
         )
-        ending.callback(job.writer.settle)  # the folder is held until the last byte
         if world.is_first:
             job.log.follow(settings.loggers, job.cursor.samples_seen, job.described, resumed=resume)
         ending.push(job.log)
+        ending.callback(job.writer.settle)  # what is being written needs the log and the folder
         first = job.cursor.phase
         for phase in settings.phase[:first]:
             job.shape(phase)
@@ -98,12 +100,12 @@ def run(
             path = job.save()
             if stopped:
                 break
+        job.refuse_unput()
         cursor = job.cursor
         last = number == len(settings.phase) - 1 and cursor.samples_seen >= phase_end(cursor, phase)
         world.gather(None)  # no rank leaves before the checkpoint is there
-        stopped = stopped and not last
-        seen, bad = cursor.samples_seen, cursor.bad
-        return TrainResult(path, seen, job.log.path, stopped, interrupt.number, bad)
+        told = stopped and not last, interrupt.number, cursor.bad
+        return TrainResult(path, cursor.samples_seen, job.log.path, *told)
 
 
 def _train_phase(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections import deque
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from curate.contract import storage
 from pretrain.loop import checkpoint
 from pretrain.loop.settings import Phase, TrainSettings
 
@@ -76,7 +76,7 @@ def told(job: Job, what: str) -> str:
         [key for of in world.gather(one.keys if one else []) for key in of]
         for one in (done, recent.at(step - 1))
     )
-    file = os.path.join(job.settings.out, NAME)
+    file = storage.join(job.settings.out, NAME)
     record = {
         "step": step, "positions": positions, "lr": done.lr if done else None,
         "last_line": recent.line, "keys": keys, "keys_before": before,
@@ -129,8 +129,7 @@ def _go_on(path: str, number: int) -> str:
 def _write(path: str, record: dict[str, Any]) -> bool:
     """Whether it could be written."""
     try:
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(record, file, indent=1, ensure_ascii=False)
-    except OSError:
+        storage.write_text(path, json.dumps(record, indent=1, ensure_ascii=False))
+    except Exception:  # the run has worse to tell
         return False
     return True

@@ -223,6 +223,47 @@ def test_the_whole_command_killed_twenty_times(tmp_path: Path) -> None:
     assert {line // 50 for how, line in kills if how != "starting"} >= {0, 1, 2, 3}
 
 
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_rank_of_ray_train_killed_while_it_writes(quiet: Quiet) -> None:
+    """The first rank's process ends in the midst of a file; all start again from the newest whole one: same bits."""
+    folder = quiet[0]
+    out = folder / "ray"
+    recipe = write(folder, STEPS, "ray")
+    process = subprocess.Popen(
+        [sys.executable, str(ROOT / "cli.py"), "train", recipe, "--ray", "2"],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.DEVNULL, stderr=(folder / "said-ray.txt").open("ab"),
+    )  # fmt: skip
+    begun = kills = 0
+    try:
+        while process.poll() is None and not begun and kills < 3:
+            wait_for(lambda: lines(out) >= 3 and is_writing(out), lambda: process.poll() is None)
+            for temporary in (out / "checkpoints").glob("*.pt.tmp-*"):
+                pid = int(temporary.name.split("-")[-2])
+                os.kill(pid, signal.SIGKILL)
+                wait_for(
+                    lambda pid=pid: not Path(f"/proc/{pid}").exists() or "Z" in state(pid),
+                    lambda: True,
+                )  # type: ignore[misc]
+                kills += 1
+                begun += temporary.exists()  # it was in the midst, and not at the end
+        assert process.wait(timeout=400) == 0, (folder / "said-ray.txt").read_text()[-3000:]
+    finally:
+        if process.poll() is None:
+            killed(process)
+    assert begun
+    assert not list((out / "checkpoints").glob("*.tmp-*"))
+    assert_same_bits(out, folder / "quiet")
+
+
+def state(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:
+        return "Z"
+
+
 def reached(line: int, process: subprocess.Popen[bytes], out: Path, writing: bool) -> bool:
     """Wait until a resumed run has come so far, and is in the midst of a checkpoint; False where it ended."""
 

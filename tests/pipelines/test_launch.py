@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from pipelines import launch, recipe
-from pipelines.errors import RecipeError
+from pipelines.errors import RecipeError, RunFailed
 from pretrain.loop import checkpoint
 from tests.tiny import scenes
 
@@ -153,6 +153,21 @@ def test_a_change_is_allowed_and_averaged_weights_are_evaluated(
     assert [event.step for event in shown.Scalars("loss")] == [16, 32, 48, 64]
 
 
+def test_a_folder_that_is_lost_before_the_first_step_is_told(
+    shards: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pretrain.loop import away
+    from pretrain.loop import train as loop
+
+    def lost(*_: Any, **more: Any) -> None:
+        raise away.FolderLost("another run's")
+
+    monkeypatch.setattr(loop, "run", lost)
+    loaded = recipe.from_data(data(shards, tmp_path / "run"), "x")
+    with pytest.raises(RunFailed, match="another run's"):
+        launch.run_rank(loaded, resume=False)
+
+
 def test_no_averaged_weights_are_said(shards: str, tmp_path: Path) -> None:
     loaded = recipe.from_data(
         {**data(shards, tmp_path / "o", samples=16), "evaluate": [{"use": "retrieval", "path": shards}]},
@@ -210,7 +225,7 @@ def test_another_run_s_checkpoint_leaves_this_run_s_figures_alone(
     shown: list[tuple[str, int]] = []
     monkeypatch.setattr(
         "pretrain.loop.log.evaluated",
-        lambda out, loggers, seen, results, ema: shown.append((out, seen)),
+        lambda out, loggers, seen, results, **_: shown.append((out, seen)),
     )
     figures = launch.run_evaluations(loaded, paths["b"])
     metrics = tmp_path / "b" / "metrics.jsonl"

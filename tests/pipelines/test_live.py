@@ -5,12 +5,15 @@ from __future__ import annotations
 import io
 import json
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from curate.contract import storage
 from pipelines import live
+from pretrain.loop import away
 from pretrain.loop.settings import Phase, TrainSettings
 
 LINE: dict[str, Any] = {
@@ -98,6 +101,27 @@ def test_a_growing_file_is_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             file.flush()
             file.write('"loss": 1}\n[]\n{"eval": 1}\n')
     assert heard == [2, 3]
+
+
+@pytest.mark.parametrize("is_here", [True, False])
+def test_a_run_behind_a_url_is_followed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_here: bool
+) -> None:
+    """The file that grows on this machine, or the object where the ranks are elsewhere."""
+    monkeypatch.setattr(live, "_LOOK_EVERY_S", 0.01)
+    monkeypatch.setattr(live, "_LOOK_AWAY_S", 0.01)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    heard: list[int] = []
+    monkeypatch.setattr(live.Live, "__call__", lambda self, line: heard.append(line["step"]))
+    monkeypatch.setattr(live, "LiveBar", live.Live)
+    out = f"memory://{tmp_path.name}-{is_here}"
+    path = f"{out}/metrics.jsonl"
+    first, second = (json.dumps({**LINE, "step": step}) + "\n" for step in (1, 2))
+    storage.write_text(path, first)
+    with live.following(settings(out), Terminal()) as does:
+        assert does
+        storage.write_text(away.local(path) if is_here else path, first + second)
+    assert heard == [2]
 
 
 def test_without_a_terminal_nothing_is_followed(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ import os
 import pytest
 import torch
 
-from curate.contract import storage
+from curate.contract import disk
 from pretrain.loop import checkpoint
 from pretrain.loop.settings import Phase, ShardSource, Sidecar, TrainSettings
 from pretrain.model.tweak.freeze import Freeze
@@ -131,8 +131,8 @@ def test_a_full_disk_is_told_in_its_own_words_and_leaves_the_last_one(tmp_path, 
         def __getattr__(self, name):
             return getattr(self.file, name)
 
-    real = storage.open if hasattr(storage, "open") else open
-    monkeypatch.setattr(storage, "open", lambda path, mode: Full(real(path, mode)), raising=False)
+    real = open
+    monkeypatch.setattr(disk, "open", lambda path, mode: Full(real(path, mode)), raising=False)
     monkeypatch.setattr(Full, "__enter__", lambda self: self, raising=False)
     monkeypatch.setattr(Full, "__exit__", lambda self, *_: self.file.close(), raising=False)
     big = {**content(10), "w": torch.zeros(100_000)}

@@ -8,6 +8,8 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -86,3 +88,29 @@ def test_it_is_held_in_the_block_and_free_after_a_fault(tmp_path: Path) -> None:
             fails()
     with lock.hold(out, world), lock.hold("s3://bucket/run", world):
         assert (tmp_path / ".lock").exists()
+
+
+def test_behind_a_url_the_caller_s_way_is_taken(caplog: pytest.LogCaptureFixture) -> None:
+    world = World(0, 1, torch.device("cpu"))
+    asked: list[str] = []
+
+    @contextmanager
+    def alone(out: str) -> Iterator[Callable[[], None]]:
+        asked.append(out)
+        if len(asked) > 1:
+            raise ValueError(lock.refusal(out, "process 7 on elsewhere"))
+        yield lambda: asked.append("still")
+        asked.append("free")
+
+    with lock.hold("s3://b/run", world, alone) as still:
+        still()
+        with (
+            pytest.raises(
+                ValueError, match="s3://b/run is being trained into by process 7 on elsewhere"
+            ),
+            lock.hold("s3://b/run", world, alone),
+        ):
+            pass
+    assert asked == ["s3://b/run", "still", "s3://b/run", "free"]
+    with lock.hold("s3://b/run", world):
+        assert "see to it that only one run at a time writes there" in caplog.text

@@ -1,8 +1,10 @@
 import json
+import tempfile
 from importlib.util import find_spec
 
 import pytest
 
+from curate.contract import storage
 from pretrain.loop import log as log_module
 from pretrain.loop.log import MetricsLog
 
@@ -202,7 +204,7 @@ def test_a_logger_that_can_not_be_told_of_an_evaluation_costs_a_warning_only(
 
 
 def test_wandb_is_told_in_the_known_run_and_only_while_nobody_trains(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(log_module, "check", lambda loggers: None)
+    monkeypatch.setattr(log_module, "check", lambda loggers, out: None)
     heard = []
 
     class Heard:
@@ -227,3 +229,23 @@ def test_wandb_is_told_in_the_known_run_and_only_while_nobody_trains(tmp_path, m
     assert "is being trained into" in caplog.records[-1].message
     log_module.evaluated(str(tmp_path), ("wandb",), 20, {"a": {"top1": 0.5}})
     assert len(heard) == 6
+
+
+def test_behind_a_url_the_file_is_cut_grown_and_noted_in_as_on_disk(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = f"memory://log-{tmp_path.name}"
+    path = f"{out}/metrics.jsonl"
+    for attempt in range(2):
+        log = MetricsLog(path)
+        log.rewind(20)
+        log.note({"samples_seen": 20, "changed": {"a": "b"}})
+        log.write({"samples_seen": 30, "loss": 0.5})
+        if not attempt:
+            log.write({"samples_seen": 10, "eval": "late"})
+        log.close()
+    found = [json.loads(line) for line in storage.read_text(path).splitlines()]
+    assert found == [
+        {"samples_seen": 20, "changed": {"a": "b"}}, {"samples_seen": 10, "eval": "late"}, {"samples_seen": 30, "loss": 0.5},
+    ]  # fmt: skip
+    with pytest.raises(ValueError, match=r"can only be written to a disk, .* hint: leave it out"):
+        log.follow(("tensorboard",), 0, {})

@@ -3,11 +3,15 @@ import json
 import os
 import re
 import signal
+import tempfile
+import threading
+import uuid
 from pathlib import Path
 
 import pytest
 import torch
 
+from curate.contract import storage
 from pretrain.loop import checkpoint, train
 from pretrain.loop.job import TrainingStopped
 from pretrain.loop.meter import TIMED
@@ -225,8 +229,6 @@ def test_a_used_folder_and_a_changed_run_are_refused(world, undisturbed, tmp_pat
         train.run(
             dataclasses.replace(good, shards=(ShardSource(path=str(other)),)), seed=0, resume=True
         )
-    with pytest.raises(ValueError, match=r"is a URL. hint:"):
-        train.run(dataclasses.replace(good, out="s3://bucket/run"), seed=0)
 
 
 def test_a_change_that_is_allowed_goes_on_and_is_written_down(world, tmp_path, caplog):
@@ -269,6 +271,30 @@ def test_milestones_stay_whatever_comes_after(world, tmp_path):
     train.run(told, seed=0)
     kept = sorted(path.name for path in (tmp_path / "checkpoints").glob("*.pt"))
     assert kept == [f"samples-{n * BATCH:012d}.pt" for n in (2, 4, 6)]
+
+
+def test_a_run_that_ends_on_a_fault_still_puts_what_is_being_written(world, tmp_path, monkeypatch):
+    """Behind a URL: with its metrics, which are closed after it."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    out = f"memory://fault-{uuid.uuid4().hex}"
+    may, real = threading.Event(), checkpoint.write
+
+    def slow(*arguments, **more):
+        may.wait(30)
+        real(*arguments, **more)
+
+    def fail(line):
+        if line["step"] == 2:
+            threading.Timer(0.2, may.set).start()
+            raise OSError("the terminal is gone")
+
+    monkeypatch.setattr(checkpoint, "write", slow)
+    told = dataclasses.replace(settings(world, out), keep_every_samples=BATCH)
+    with pytest.raises(OSError, match="the terminal is gone"):
+        train.run(told, seed=0, progress=fail)
+    assert checkpoint.newest(out).endswith(f"{BATCH:012d}.pt")
+    assert len(storage.read_text(f"{out}/metrics.jsonl").splitlines()) == 2
+    storage.remove(out)
 
 
 def test_a_checkpoint_that_can_not_be_written_stops_the_run_with_its_reason(

@@ -73,13 +73,21 @@ def test_the_last_good_checkpoint_is_named_and_how_to_go_on_otherwise(tmp_path):
     assert "--allow-change with what you change, e.g. phase.0.lr" in said
 
 
+def test_one_that_is_being_written_is_waited_for(tmp_path):
+    made = job(tmp_path, [1.0, NAN])
+    path = f"{checkpoint.folder(str(tmp_path))}/samples-000000000016.pt"
+    made.writer.settle = lambda: checkpoint.write(path, {})
+    assert f"The last good checkpoint is {path};" in unfinite.told(made, "the loss is")
+
+
 def test_weights_that_broke_at_a_finite_loss_are_those_of_the_last_step(tmp_path):
     said = unfinite.told(job(tmp_path, [1.0, 1.0]), "the weights are")
     assert said.startswith("step 2: the weights are not finite, in the batch of samples 8 to 15 ")
 
 
 def test_a_folder_that_can_not_be_written_changes_nothing_else(tmp_path):
-    said = unfinite.told(job(tmp_path / "gone", [1.0, NAN]), "the loss is")
+    (tmp_path / "file").touch()
+    said = unfinite.told(job(tmp_path / "file", [1.0, NAN]), "the loss is")
     assert "samples 8 to 15 of the run (lr 0.001). hint:" in said
 
 
