@@ -4,33 +4,27 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
-from typing import Any
 
 from curate.stage import RowStage
 from pipelines import generations
 from pipelines.plan import CurationPlan, Planned
-
-
-def errors_of(entry: Mapping[str, Any]) -> Counter[str]:
-    """Reason -> rows of those that failed, from the stats of one part."""
-    refused: Mapping[str, int] = entry["refused"]
-    return Counter({r: rows for r, rows in refused.items() if r.startswith("error.")})
+from pipelines.step_tally import Tally, errors_of
 
 
 def hint(
     plan: CurationPlan,
     planned: Planned,
-    stats: Sequence[Mapping[str, Any]],
+    seen: Tally,
     given_back: Sequence[int],
 ) -> str:
-    """What follows ``hint:``. ``stats``: of the parts seen. ``given_back``: parts that any run does anew."""
+    """What follows ``hint:``. ``seen``: the parts so far. ``given_back``: parts that any run does anew."""
     anew: Counter[str] = Counter()
-    left: Counter[str] = Counter()
     back = set(given_back)
-    for entry in stats:
-        (anew if entry["part"] in back else left).update(errors_of(entry))
+    for entry in seen.dead:
+        anew.update(errors_of(entry) if entry["part"] in back else {})
+    left = seen.errors - anew
     worst = _most(anew + left)
     told = f"{_cure(planned, worst) or 'mend the cause'}, or raise curate.max_error_frac"
     options = " or ".join(f"`{name}`" for name in _changed_by(planned, worst))
@@ -38,7 +32,7 @@ def hint(
         return f"{told}. With another {options} the stage begins anew"
     if not anew:
         return f"{told}; {_again(plan, planned, _most(left))}"
-    parts = f"{len(given_back)} of the {len(stats)} parts seen (those in which no row went well)"
+    parts = f"{len(given_back)} of the {seen.parts} parts seen (those in which no row went well)"
     told += f". The same command asks the {anew.total():,} rows of {parts} again"
     return f"{told}; of the others, {_again(plan, planned, _most(left))}" if left else told
 

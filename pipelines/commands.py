@@ -111,12 +111,14 @@ def curate(
     address: str,
     workers: int,
     retry: str | None = None,
+    patience: tuple[float, float] = (0.0, 600.0),
 ) -> str:
     """Run the curation; one JSON line with what came of the rows.
 
     ``retry``: kinds of failure whose rows are asked again, see `pipelines.retry`.
+    ``patience``: seconds to wait for a task (0: as its step's own times say), and for a node.
     """
-    from pipelines import curation, progress
+    from pipelines import curation, events, progress
     from pipelines.report import written
 
     loaded = recipe.load(name, overrides)
@@ -135,21 +137,25 @@ def curate(
         planned = plan_curation(loaded)
     shown = progress.for_stream()
     try:
-        with _runner(local, address, workers, shown) as runner:
-            outcome = curation.run(planned, runner, shown, loaded)
-        page = written.curation(planned.shards_root, _entry_texts(planned))
+        with events.logged(planned.pool_root, "curate", recipe=loaded.name) as log:
+            with _runner(local, address, workers, shown, patience, planned) as runner:
+                outcome = curation.run(planned, runner, shown, loaded)
+            page = written.curation(planned.shards_root, _entry_texts(planned))
     finally:
         shown.close()
     manifest = outcome.manifest
     told = {key: manifest[key] for key in ("recipe", "rows_in", "kept", "shards", "fingerprint")}
-    return json.dumps({**told, "folder": planned.shards_root, "report": page}, ensure_ascii=False)
+    told |= {"folder": planned.shards_root, "report": page}
+    told |= {"log": log.path} if log.is_open else {}
+    return json.dumps(told, ensure_ascii=False)
 
 
 def _begin_retry(planned: CurationPlan, text: str) -> str:
     """Note a retry; where no row is to be asked again, one JSON line with the failures that there are."""
-    from pipelines import retry
+    from pipelines import lease, retry
 
-    begun = retry.begin(planned, retry.parse(text))
+    with lease.held((planned.pool_root,), _note):
+        begun = retry.begin(planned, retry.parse(text), _note)
     if begun.rows:
         _note(f"{begun.rows:,} rows are asked again" + (" (resumed)" if begun.resumed else ""))
         return ""
@@ -163,8 +169,19 @@ def _begin_retry(planned: CurationPlan, text: str) -> str:
 
 
 @contextlib.contextmanager
-def _runner(local: bool, address: str, workers: int, shown: Any) -> Iterator[Any]:
+def _runner(
+    local: bool,
+    address: str,
+    workers: int,
+    shown: Any,
+    patience: tuple[float, float],
+    planned: CurationPlan,
+) -> Iterator[Any]:
     """Where worker functions run: this process, a local Ray, or a cluster."""
+    from pipelines import same_files
+
+    places = same_files.of_curation(planned)
+    same_files.refuse_lost(places)
     if local:
         from pipelines import fused
         from pipelines.run_local import LocalRunner
@@ -175,9 +192,12 @@ def _runner(local: bool, address: str, workers: int, shown: Any) -> Iterator[Any
             fused.close_opened()  # decoding processes would live on, idle, beside the report
         return
     from pipelines import run_ray
+    from pipelines.task_pool import Settings
 
     shown.say("starting Ray" if not address else f"joining Ray at {address}")
-    with run_ray.connected(address, workers) as runner:
+    with run_ray.connected(
+        address, workers, Settings(*patience), say=shown.say, places=places
+    ) as runner:
         yield runner
 
 
@@ -191,6 +211,7 @@ def forecast(
     local: bool,
     address: str,
     workers: int,
+    patience: tuple[float, float] = (0.0, 600.0),
 ) -> str:
     """What a recipe would keep and cost, once its text-only stages are run."""
     import os
@@ -207,7 +228,7 @@ def forecast(
     here = local or front.is_done(front.front_of(loaded, planned).plan)
     shown = progress.for_stream()
     try:
-        with _runner(here, address, workers, shown) as runner:
+        with _runner(here, address, workers, shown, patience, planned) as runner:
             found = forecasting.forecast(
                 loaded, runner, shown, ts=thresholds, sample_rows=probe, workers=count
             )
@@ -315,6 +336,8 @@ def report(name: str, overrides: Sequence[str]) -> str:
                     f"{planned.shards_root} holds shards of another version of this recipe; the page is about those"
                 )
             pages.append(written.curation(planned.shards_root, _entry_texts(planned)))
+        elif storage.exists(planned.pool.description_path):
+            pages.append(_unfinished(planned))
     if loaded.train is not None and storage.exists(storage.join(loaded.train.out, "metrics.jsonl")):
         pages.append(written.training(loaded.train.out, loaded.name))
     if not pages:
@@ -324,6 +347,17 @@ def report(name: str, overrides: Sequence[str]) -> str:
             "run `clip-pipe curate` first",
         )
     return "\n".join(pages)
+
+
+def _unfinished(planned: CurationPlan) -> str:
+    """The page of a run without shards; what failed is said, too."""
+    from pipelines import failures
+    from pipelines.report import unfinished
+
+    for stage, entry in failures.read(planned.pool_root).items():
+        for number, told in entry["parts"].items():
+            _note(failures.line(stage, int(number), told))
+    return unfinished.write(planned)
 
 
 def _note(text: str) -> None:

@@ -24,6 +24,8 @@ from pipelines.errors import RecipeError, did_you_mean, split_hint
 
 ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = dataclasses.MISSING
+ASKED = ("cpus", "gpus", "memory_gb")  # see `pipelines.resources`
+ASKING = ("source", "stage", "shard")
 
 
 @dataclass(frozen=True)
@@ -146,6 +148,8 @@ def resolve_options(kind: str, component: Component, seed: int = 0) -> dict[str,
     where = component.where or component.use
     resolved: dict[str, Any] = {}
     for name, value in component.options.items():
+        if kind in ASKING and name in ASKED and name not in known:
+            continue
         if name not in known:
             raise RecipeError(
                 where,

@@ -1,58 +1,42 @@
 """The journey of a pool: ingest, steps, shards. The same for every runner.
 
-A runner is one function, ``map``: it calls a worker function for each tuple of arguments, anywhere
-and in any order, and yields (position, result) as they end; of a worker function that is a generator,
-each of its results. Nothing here knows Ray.
+What a runner is, `pipelines.calls` says. Nothing here knows Ray.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
-from curate.contract import parts, storage
-from curate.contract.manifest import Manifest
-from curate.stage import GlobalStage, Part, Resources
+from curate.contract import storage
+from curate.stage import Part
 from pipelines import (
-    advice,
     allowance,
-    fused,
+    damage,
+    failures,
     global_step,
     intake,
+    lease,
     look_ahead,
     part,
     retry,
     reuse,
     sharding,
+    stage_end,
 )
+from pipelines.calls import Calls, Runner, each, row_results
 from pipelines.errors import RunFailed, TooManyErrors
 from pipelines.plan import CurationPlan, Planned, Step, plan_curation
 from pipelines.progress import Progress
 from pipelines.recipe import Recipe
+from pipelines.step_tally import Tally
 
 _EARLY_STOP_ROWS = (
     1000  # a share of errors over fewer rows than this is judged at a step's end only
 )
-
-
-class Runner(Protocol):
-    """Where worker functions run."""
-
-    @property
-    def workers(self) -> int:
-        """Processes that calls are spread over; 0 where this one runs all of them, in order."""
-        ...
-
-    def map(
-        self,
-        function: Callable[..., Any],
-        plan: CurationPlan,
-        calls: Sequence[tuple[Any, ...]],
-        resources: Resources,
-    ) -> Iterator[tuple[int, Any]]: ...
 
 
 @dataclass(frozen=True)
@@ -73,9 +57,25 @@ def run(
     """
     done = sharding.check_folder(plan)
     intake.check_pool(plan)
-    if done is not None:
-        progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
-        return Outcome(done, True)
+    if done is None or sharding.is_left_open(plan):
+        with lease.held((plan.pool_root, plan.shards_root), progress.say, progress.told):
+            done = sharding.check_folder(plan)  # another run may have ended it meanwhile
+            if done is not None:
+                sharding.close(plan)
+            else:
+                return damage.mended(
+                    lambda plan: _journey(plan, runner, progress, recipe),
+                    plan,
+                    progress.say,
+                    lambda: plan if recipe is None else plan_curation(recipe),
+                )
+    progress.say(f"nothing to do: {plan.shards_root} holds this recipe's shards already")
+    return Outcome(done, True)
+
+
+def _journey(
+    plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None
+) -> Outcome:
     storage.sweep(plan.shards_root)
     plans = [plan]
     try:
@@ -91,6 +91,7 @@ def run(
     retry.note_outcome(plans[-1])
     manifest = _shard(plans[-1], count, runner, progress)
     retry.finish(plans[-1])
+    failures.Failures(plan.pool_root).forget()
     look_ahead.forget_notes(plan)
     return Outcome(manifest, False)
 
@@ -99,9 +100,14 @@ def measure(
     plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None = None
 ) -> int:
     """Take in the source and run every stage; everything but the shards. Returns the number of parts."""
-    count = _take_in(plan, runner, progress, recipe)
-    _run_steps(plan, plan.steps, count, runner, progress)
-    return count
+
+    def journey(plan: CurationPlan) -> int:
+        count = _take_in(plan, runner, progress, recipe)
+        _run_steps(plan, plan.steps, count, runner, progress)
+        return count
+
+    with lease.held((plan.pool_root,), progress.say, progress.told):
+        return damage.mended(journey, plan, progress.say)
 
 
 def _take_in(plan: CurationPlan, runner: Runner, progress: Progress, recipe: Recipe | None) -> int:
@@ -148,21 +154,27 @@ def _run_steps(
 
 def parts_done(plan: CurationPlan, planned: Planned, count: int) -> int:
     """How many parts of a stage are committed."""
-    return sum(part.is_done(plan, planned, number) for number in range(count))
+    return sum(seen.stats is not None for _, seen in part.survey(plan, planned, range(count)))
 
 
 def _ingest(plan: CurationPlan, runner: Runner, progress: Progress) -> int:
     """Rows come in. pool.json is written first and names the slices, so a re-run takes the same ones."""
-    described = intake.begin(plan)
+    described = intake.begin(plan, progress.say)
     slices = [Part(number, payload) for number, payload in enumerate(described["slices"])]
-    missing = [entry for entry in slices if not storage.exists(plan.pool.rows_path(entry.index))]
+    missing = [slices[n] for n in damage.missing_rows(plan, len(slices), progress.say)]
     progress.start(f"source {plan.source.use}", len(missing))
-    for _ in _call(runner, part.ingest, plan, [(entry,) for entry in missing], Resources()):
+    calls = [(entry,) for entry in missing]
+    numbers = [entry.index for entry in missing]
+    name, asked = plan.source.name, plan.source.resources
+    for _ in each(runner, part.ingest, plan, calls, asked, name, numbers):
         progress.advance()
-    stats = [
-        parts.read_stats(part.sidecar(plan, plan.source, number)) for number in range(len(slices))
-    ]
-    _end_stage(plan, plan.source, stats, progress, before=not missing)
+    stage_end.end_stage(
+        plan,
+        plan.source,
+        stage_end.told(plan, plan.source, len(slices)),
+        progress,
+        before=not missing,
+    )
     return len(slices)
 
 
@@ -171,35 +183,40 @@ def _rows_step(
 ) -> None:
     stages = [plan.stages[index] for index in step.stages]
     progress.start(" + ".join(planned.name for planned in stages), count)
-    todo = [
-        n for n in range(count) if not all(part.is_done(plan, planned, n) for planned in stages)
-    ]
-    fresh = {i for i in step.stages if parts_done(plan, plan.stages[i], count) < count}
-    seen: dict[int, list[dict[str, Any]]] = {index: [] for index in step.stages}
-    for number in sorted(set(range(count)) - set(todo)):
+    seen = {index: Tally() for index in step.stages}
+    left = {
+        i: damage.missing(plan, plan.stages[i], count, progress.say, seen[i]) for i in step.stages
+    }
+    fresh = {index for index, numbers in left.items() if numbers}
+    again = {number for numbers in left.values() for number in numbers}
+    todo = sorted(again)
+    for _ in range(count - len(todo)):
         progress.advance()
-        for index in step.stages:
-            seen[index].append(parts.read_stats(part.sidecar(plan, plan.stages[index], number)))
+    others = [number for number in range(count) if number not in again]
+    for index in step.stages if todo else ():  # parts that are done again are added when they end
+        seen[index] = Tally()
+        for _, found in part.survey(plan, plan.stages[index], others) if others else ():
+            if found.stats is not None:
+                seen[index].add(found.stats)
     earlier = {}
     for index in step.stages if todo else ():
         reuse.note_measure(plan, plan.stages[index])
         earlier[index] = reuse.fingerprints(plan, plan.stages[index])
     is_ahead = look_ahead.does(stages[0])
-    calls = [
-        (step.stages, span, upcoming, earlier)
-        for span, upcoming in look_ahead.spans(todo, runner.workers, is_ahead)
-    ]
-    needs = _joined([planned.stage.resources for planned in stages])
     with progress.counting_rows() if is_ahead else nullcontext():
-        for _, result in _call(runner, fused.run_span, plan, calls, needs):
+        for result in row_results(plan, step, todo, earlier, runner):
             progress.advance()
             for index in step.stages:
-                seen[index].append(result[index])
-                _check_errors(plan, plan.stages[index], seen[index], at_least=_EARLY_STOP_ROWS)
+                seen[index].add(result[index])
+                stage_end.check_errors(
+                    plan, plan.stages[index], seen[index], at_least=_EARLY_STOP_ROWS
+                )
     if is_ahead:  # a run that was killed may have left notes of parts it had committed
         storage.remove(look_ahead.notes_root(plan, stages[0]))
     for index in step.stages:
-        _end_stage(plan, plan.stages[index], seen[index], progress, before=index not in fresh)
+        stage_end.end_stage(
+            plan, plan.stages[index], seen[index], progress, before=index not in fresh
+        )
 
 
 def _global_step(
@@ -208,33 +225,45 @@ def _global_step(
     index = step.stages[0]
     planned = plan.stages[index]
     progress.start(planned.name, count)
-    before = parts_done(plan, planned, count) == count
-    if not before:
-        rows = sum(parts.read_stats(plan.pool.rows_path(number))["rows"] for number in range(count))
+    left = damage.missing(plan, planned, count, progress.say)
+    before = not left
+    if left:
+        rows = sum(
+            (seen.stats or {"rows": 0})["rows"] for _, seen in part.survey_rows(plan, range(count))
+        )
         buckets = global_step.bucket_count(planned, rows)
         everyone = range(count)
 
-        def each(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-            found = _call(runner, function, plan, calls, planned.stage.resources)
+        def every(function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
+            name = f"{planned.name} ({function.__name__})"
+            found = each(runner, function, plan, calls, planned.resources, name)
             return [result for _, result in found]
 
         shares = global_step.spans(planned, rows, count)
-        each(global_step.summarize, [(index, buckets, *share) for share in shares])
-        each(global_step.merge, [(index, buckets, shares, b) for b in range(buckets)])
+        every(global_step.summarize, [(index, buckets, *share) for share in shares])
+        gathered = [several for several in global_step.gatherings(shares) if len(several) > 1]
+        every(global_step.gather, [(index, buckets, several) for several in gathered])
+        every(global_step.merge, [(index, buckets, shares, b) for b in range(buckets)])
+        routed = global_step.routes(planned, rows, count, buckets)
+        every(global_step.route, [(index, buckets, share) for share in routed])
+        told = {n: share for share in routed for n in range(*share)}
         if planned.stage.passes() > 1 or global_step.settles(planned):
-            each(global_step.settle, [(index, buckets)])
+            every(global_step.settle, [(index, buckets)])
         for done in range(1, planned.stage.passes()):
-            if each(global_step.is_enough, [(index, done)]) == [True]:
+            if every(global_step.is_enough, [(index, done)]) == [True]:
                 break
-            each(global_step.look_again, [(index, done, n) for n in everyone])
-            each(global_step.adjust, [(index, done, count)])
+            every(global_step.look_again, [(index, done, n) for n in everyone])
+            every(global_step.adjust, [(index, done, count)])
         global_step.keep_state(plan, planned, buckets)
-        todo = [(index, buckets, n) for n in everyone if not part.is_done(plan, planned, n)]
-        for _ in _call(runner, global_step.decide, plan, todo, planned.stage.resources):
+        todo = [(index, buckets, n, told.get(n)) for n in left]
+        numbers = [call[2] for call in todo]
+        asked, name = planned.resources, planned.name
+        for _ in each(runner, global_step.decide, plan, todo, asked, name, numbers):
             progress.advance()
     global_step.forget(plan, planned)
-    stats = [parts.read_stats(part.sidecar(plan, planned, number)) for number in range(count)]
-    _end_stage(plan, planned, stats, progress, before=before)
+    stage_end.end_stage(
+        plan, planned, stage_end.told(plan, planned, count), progress, before=before
+    )
 
 
 def _shard(plan: CurationPlan, count: int, runner: Runner, progress: Progress) -> dict[str, Any]:
@@ -242,9 +271,9 @@ def _shard(plan: CurationPlan, count: int, runner: Runner, progress: Progress) -
     progress.start(plan.shard.use, count)
     part_stats: list[dict[str, Any]] = [{}] * count
     histogram: Counter[int] = Counter()
-    for position, stats in _call(
-        runner, sharding.pack, plan, [(n,) for n in range(count)], Resources()
-    ):
+    asked, name = plan.shard.resources, plan.shard.name
+    packed = Calls(range(count), lambda number: (number,))
+    for position, stats in each(runner, sharding.pack, plan, packed, asked, name):
         # JSON made the buckets' numbers text. Summed as they come: one part's counts at a time.
         histogram.update({int(bucket): n for bucket, n in stats.pop("histogram", {}).items()})
         part_stats[position] = stats
@@ -254,124 +283,17 @@ def _shard(plan: CurationPlan, count: int, runner: Runner, progress: Progress) -
     if plan.has_images:
         pieces = plan.shard.stage.slices(histogram)
         sizes = [0] * len(pieces)
-        calls = [(count, number, piece) for number, piece in enumerate(pieces)]
-        for position, stats in _call(runner, sharding.assemble, plan, calls, Resources()):
+        shares = sharding.gatherings(plan, count) if pieces else []
+        cuts = min(len(pieces), sharding.MOST_CUTS) if shares else 0
+        orders = [(cuts, *share) for share in shares]
+        for _ in each(runner, sharding.gather, plan, orders, asked, name + " (gather)"):
+            pass
+        tars = [(count, number, piece, cuts) for number, piece in enumerate(pieces)]
+        name += " (assemble)"
+        for position, stats in each(runner, sharding.assemble, plan, tars, asked, name):
             sizes[position] = stats["samples"]
     manifest = sharding.finish(plan, part_stats, sizes)
     rows = manifest["rows_in"]
     what = f"{len(sizes)} shards" if plan.has_images else "kept.parquet"
     progress.finish(f"{kept} of {rows} rows kept, {what}; {plan.shards_root}")
     return manifest
-
-
-def _call(
-    runner: Runner,
-    function: Callable[..., Any],
-    plan: CurationPlan,
-    calls: Sequence[tuple[Any, ...]],
-    resources: Resources,
-) -> Iterator[tuple[int, Any]]:
-    return runner.map(function, plan, calls, resources) if calls else iter(())
-
-
-def _joined(resources: Sequence[Resources]) -> Resources:
-    """What a task of fused stages asks for: they take turns, so the largest of each."""
-    return Resources(
-        cpus=max(r.cpus for r in resources),
-        gpus=max(r.gpus for r in resources),
-        memory_bytes=max(r.memory_bytes for r in resources),
-    )
-
-
-def _end_stage(
-    plan: CurationPlan,
-    planned: Planned,
-    stats: list[dict[str, Any]],
-    progress: Progress,
-    before: bool,
-) -> None:
-    """Judge the errors, write the stage's manifest, tell what came of the rows.
-
-    ``before``: all of it was committed by an earlier run.
-    """
-    _check_errors(plan, planned, stats, at_least=0)
-    refused: Counter[str] = Counter()
-    costs: dict[str, float] = {}
-    for entry in stats:
-        refused.update(entry["refused"])
-        for name, spent in entry.get("costs", {}).items():
-            costs[name] = costs.get(name, 0.0) + spent
-    rows_in = sum(entry["rows_in"] for entry in stats)
-    manifest = Manifest(
-        use=planned.use,
-        fingerprint=planned.fingerprint,
-        version=planned.stage.version,
-        options=planned.options,
-        seed=plan.seed,
-        input_fingerprints=list(planned.input_fingerprints),
-        input_files_sha256=planned.input_files_sha256,
-        rows_in=rows_in,
-        kept=rows_in - sum(refused.values()),
-        refused=dict(sorted(refused.items())),
-        seconds=round(sum(entry["seconds"] for entry in stats), 3),
-        parts=len(stats),
-        costs={name: round(spent, 3) for name, spent in sorted(costs.items())},
-    )
-    folder = plan.pool.columns_folder(planned.use, planned.fingerprint)
-    storage.write_text(storage.join(folder, "manifest.json"), manifest.to_json())
-    reasons = ", ".join(f"{reason} {count}" for reason, count in refused.most_common(6))
-    told = f"{rows_in} rows, {manifest.kept} kept" + (f" ({reasons})" if reasons else "")
-    progress.finish_stage(planned.name, told + (", done before" if before else ""))
-
-
-def _check_errors(
-    plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]], at_least: int
-) -> None:
-    """Stop where more than ``max_error_frac`` of a stage's rows failed (law 9)."""
-    rows_in = sum(entry["rows_in"] for entry in stats)
-    errors: Counter[str] = Counter()
-    for entry in stats:
-        errors.update(advice.errors_of(entry))
-    failed = errors.total()
-    if rows_in < max(at_least, 1) or failed <= plan.max_error_frac * rows_in:
-        return
-    worst, count = errors.most_common(1)[0]
-    given_back = _forget_dead_parts(plan, planned, stats)
-    raise TooManyErrors(
-        f"{planned.name}: {failed} of {rows_in} rows failed, more than max_error_frac = {plan.max_error_frac}; "
-        f"most often {worst} ({count} rows)\nhint: {advice.hint(plan, planned, stats, given_back)}",
-        planned.name,
-    )
-
-
-def _forget_dead_parts(
-    plan: CurationPlan, planned: Planned, stats: list[dict[str, Any]]
-) -> list[int]:
-    """Take back the parts of a failed stage in which every row failed: a server was down, say.
-
-    What stands on them goes too: that part of a row stage, all of a global one.
-    """
-    if planned is plan.source:
-        return []
-    index = plan.stages.index(planned)
-    dead = [
-        entry["part"]
-        for entry in stats
-        if entry["rows_in"] and not entry["kept"] and _all_errors(entry)
-    ]
-    for later in (
-        (p for n, p in enumerate(plan.stages) if n > index and index in p.upstream) if dead else ()
-    ):
-        gone: Sequence[int] = dead
-        if isinstance(later.stage, GlobalStage):
-            gone = range(intake.part_count(plan))
-            global_step.forget(plan, later)  # a state may hold what those rows were
-        for number in gone:
-            storage.remove(part.sidecar(plan, later, number))
-    for number in dead:
-        storage.remove(part.sidecar(plan, planned, number))
-    return dead
-
-
-def _all_errors(entry: dict[str, Any]) -> bool:
-    return all(reason.startswith("error.") for reason in entry["refused"])

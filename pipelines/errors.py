@@ -37,6 +37,17 @@ class TooManyErrors(RunFailed):
         return type(self), (self.args[0], self.stage)
 
 
+class PartDamaged(RunFailed):
+    """A part of the pool is not what its manifest says; ``path``: which file of it."""
+
+    def __init__(self, message: str, path: str, what: str) -> None:
+        super().__init__(message)
+        self.path, self.what = path, what
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.args[0], self.path, self.what)
+
+
 class Stopped(BaseException):
     """Ctrl-C or SIGTERM. Not an Exception, so that no row-level handler takes it for a bad row."""
 

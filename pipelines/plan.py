@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -16,8 +17,8 @@ import pyarrow as pa
 from curate.contract import storage
 from curate.contract.manifest import fingerprint
 from curate.contract.parts import Pool
-from curate.stage import GlobalStage, RowStage, ShardStage, SourceStage, Stage
-from pipelines import allowance, components, generations, providers
+from curate.stage import GlobalStage, Resources, RowStage, ShardStage, SourceStage, Stage
+from pipelines import allowance, components, generations, providers, resources
 from pipelines.components import Component
 from pipelines.errors import RecipeError, split_hint
 from pipelines.generations import Retry
@@ -26,6 +27,7 @@ from pipelines.recipe import Recipe
 _DECISION = ("keep", "reason")
 # Entry lists and weights are hashed whole; a source may be terabytes, so its larger files are
 # known by their size, their time of change and their two ends.
+_HASHED_AT_ONCE = 16
 _WHOLE_HASH_BYTES = {"source": 64 << 20, "stage": 1 << 40, "shard": 1 << 40}
 
 
@@ -53,6 +55,7 @@ class Planned:
     rows_wanted: int | None = (
         None  # after the downloads below it, where it makes up for their losses
     )
+    resources: Resources = Resources()  # noqa: RUF009  # frozen; as the recipe says, or the stage itself
 
     @property
     def schema(self) -> pa.Schema:
@@ -268,8 +271,7 @@ def _planned(
     that files can be added to a source.
     """
     stage: Stage = components.build(kind, component, recipe.seed)
-    places = sum(planned.use == component.use for planned in above) + 1
-    name = component.use if places == 1 else f"{component.use}#{places}"
+    name = _name(component.use, above)
     rows_wanted = stage.rows_wanted() if isinstance(stage, GlobalStage) else None
     if rows_wanted is not None and ground is not None:
         stage = stage.after_losses(ground.losses.get(name, 1.0))  # type: ignore[attr-defined]
@@ -314,7 +316,13 @@ def _planned(
         input_files_sha256=digests,
         input_fingerprints=fingerprints,
         rows_wanted=rows_wanted,
+        resources=resources.asked(kind, component, stage.resources),
     )
+
+
+def _name(use: str, above: tuple[Planned, ...]) -> str:
+    places = sum(planned.use == use for planned in above) + 1
+    return use if places == 1 else f"{use}#{places}"
 
 
 def _standing(ground: _Ground | None, recipe: str, name: str, whole: bool) -> list[Any]:
@@ -331,10 +339,16 @@ def _standing(ground: _Ground | None, recipe: str, name: str, whole: bool) -> li
 def _digests(stage: Stage, kind: str, ground: _Ground | None) -> dict[str, str]:
     """The content of a stage's files, by path."""
     known = {} if ground is None else ground.digests
-    for path in stage.inputs():
-        if path not in known:
-            known[path] = providers.identity(path, _WHOLE_HASH_BYTES[kind])
-    return {path: known[path] for path in stage.inputs()}
+    paths = stage.inputs()
+    marks = stage.versions() if isinstance(stage, SourceStage) else {}
+
+    def digest(path: str) -> str:
+        return providers.identity(path, _WHOLE_HASH_BYTES[kind], marks.get(path))
+
+    left = [path for path in paths if path not in known]
+    with ThreadPoolExecutor(_HASHED_AT_ONCE) as pool:
+        known.update(zip(left, pool.map(digest, left), strict=True))
+    return {path: known[path] for path in paths}
 
 
 def decisive_options(

@@ -7,9 +7,9 @@ import re
 from typing import Any
 
 from curate.contract import shards, storage
-from pipelines import sharding, training_plan
+from pipelines import resources, sharding, training_plan
 from pipelines.errors import split_hint
-from pipelines.plan import CurationPlan
+from pipelines.plan import CurationPlan, Planned
 from pipelines.recipe import Recipe
 from pretrain.loop import settings
 from pretrain.stream import order
@@ -30,6 +30,7 @@ def curation(planned: CurationPlan, count: int) -> list[str]:
     lines.append(
         f"source    {planned.source.use}  {count} parts" + ("" if described else "  (new pool)")
     )
+    lines += _asks(planned.source)
     for number, entry in enumerate(generations.entries_of(described, planned.recipe), start=1):
         is_done = entry.get("finished") or done_shards
         state = "done" if is_done else "stopped" if entry.get("stopped") else "to do"
@@ -48,12 +49,19 @@ def curation(planned: CurationPlan, count: int) -> list[str]:
             lines.append(
                 f"          {stage.name:28s} {stage.fingerprint[:8]}  {state:18s} {options(stage.options)}"
             )
+            lines += _asks(stage)
             cost = "" if done == count else costs.plan_cost(planned, index, known)
             lines += [f"          {'':28s} cost {cost}"] if cost else []
     lines.append(
         f"shard     {'done ' if done_shards else 'to do'} {planned.shard.use}  {planned.shard.fingerprint[:8]}  {options(planned.shard.options)}"
     )
-    return lines
+    return lines + _asks(planned.shard)
+
+
+def _asks(planned: Planned) -> list[str]:
+    """What a task of a stage asks for, where that is not one CPU."""
+    asked = resources.told(planned.resources)
+    return [f"          {'':28s} asks {asked}"] if asked else []
 
 
 def training(loaded: Recipe, gpu: str = "", gpus: int = 1) -> list[str]:

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
+from pipelines import events
+
 _PLAIN_EVERY_S = 10.0
 _SHOWN: list[Progress] = []  # who hears of rows, the last one
 
@@ -26,6 +28,7 @@ class Progress:
         self._title, self._total, self._done = "", 0, 0
         self._told = 0.0
         self._rows = 0
+        self._ended = ""  # how a step ended, which is an event of its own
 
     @contextmanager
     def counting_rows(self) -> Iterator[None]:
@@ -37,10 +40,16 @@ class Progress:
             _SHOWN.pop()
 
     def say(self, text: str) -> None:
+        self._tell(text)
         print(text, file=self.stream, flush=True)
+
+    def _tell(self, text: str) -> None:
+        if text != self._ended:
+            events.tell("said", message=text)
 
     def start(self, title: str, total: int) -> None:
         self._title, self._total, self._done, self._rows = title, total, 0, 0
+        events.tell("step_began", step=title, parts=total)
         self._started = self._told = time.monotonic()
 
     def advance(self, note: str = "") -> None:
@@ -52,6 +61,11 @@ class Progress:
             self.say(
                 f"{self._title}: {self._done} of {self._total}, about {left_s:.0f} s left{note and '  ' + note}"
             )
+
+    def told(self) -> dict[str, Any]:
+        """Where the run is, for its lease."""
+        step = {"step": self._title, "parts": self._total, "done": self._done}
+        return {**step, **events.gauges(), **events.own_log()}
 
     def rows(self, count: int) -> None:
         """So many rows more of the step are done."""
@@ -66,6 +80,8 @@ class Progress:
 
     def finish(self, text: str) -> None:
         """The step that was started has ended."""
+        events.tell("step_ended", step=self._title, message=text)
+        self._ended = f"{self._title}: {text}"
         self.say(f"{self._title}: {text}")
 
     def finish_stage(self, name: str, text: str) -> None:
@@ -95,6 +111,7 @@ class BarProgress(Progress):
         self._task: Any = None
 
     def say(self, text: str) -> None:
+        self._tell(text)
         self._rich.console.print(text, highlight=False, markup=False)
 
     def start(self, title: str, total: int) -> None:
@@ -102,6 +119,7 @@ class BarProgress(Progress):
         self._task = self._rich.add_task(title, total=total, note="")
 
     def advance(self, note: str = "") -> None:
+        self._done += 1
         if self._rows and not note:
             note = self._rows_so_far(time.monotonic())
         self._rich.update(self._task, advance=1, note=note)

@@ -6,9 +6,12 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+from curate.contract.done import Damaged
 from curate.stage import Resources, StageError
+from pipelines import damage
 from pipelines.errors import RunFailed
 from pipelines.plan import CurationPlan
+from pipelines.signs import ALIVE
 
 
 class LocalRunner:
@@ -30,7 +33,10 @@ class LocalRunner:
                     yield position, result
                     continue
                 for one in result:
-                    yield position, one
+                    if one != ALIVE:
+                        yield position, one
+            except Damaged as fault:
+                raise damage.as_failure(fault) from fault
             except StageError as fault:
                 raise RunFailed(
                     f"{fault}\nnothing that was done is lost: the same command resumes"

@@ -1,52 +1,67 @@
 """The Ray runner, and Ray Train: the only file that imports ray.
 
-Parts are plain tasks in a bounded window; each keeps its stages' models open in its worker process.
-A lost worker's tasks run again on another; what a task commits is whole or not there, so running
-one twice changes nothing.
+How calls are spread over a cluster, and what becomes of lost ones, is in `task_pool` and `slots`; they are
+given ``ray`` by this file.
 """
 
 from __future__ import annotations
 
-import inspect
+import atexit
 import logging
 import os
 import signal
-import socket
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from curate.stage import Resources, StageError
+from curate.contract import storage
+from curate.stage import Resources
+from pipelines import events, fused, joining, same_files, stop_file, threads
 from pipelines.errors import RecipeError, RunFailed, Stopped
+from pipelines.head import HeadWatch
+from pipelines.metrics import SECONDS, Metrics
 from pipelines.plan import CurationPlan
 from pipelines.recipe import Recipe
+from pipelines.slots import Cluster
+from pipelines.stop_file import StopFile
+from pipelines.task_pool import Settings, TaskPool
+from pretrain.loop import away
 
 _RETRIES = 3
-_WINDOW_PER_CPU = 2
+_STARTS, _SLOW = 3, "timed out during startup"
 _ROOT = Path(__file__).resolve().parent.parent
-_POLL_S = 0.25  # how soon a signal is obeyed
-_ANSWER_S = 10.0  # how long a cluster may take to accept a connection
-_STOP_FILE = ".stop"
-_TOKEN_FILE = Path.home() / ".ray" / "auth_token"
 _PACKAGES = ("curate", "pretrain", "pipelines")
+_CAREFUL = (fused.run_span, fused.run_rows)  # worker functions that `careful` can save from a row
 
 
 class RayRunner:
-    """Calls worker functions as Ray tasks. Made by :func:`connected`."""
+    """Calls worker functions on a cluster, see `pipelines.task_pool`. Made by :func:`connected`."""
 
-    def __init__(self, ray: Any, signals: _Signals) -> None:
-        self._ray = ray
-        self._signals = signals
+    def __init__(
+        self,
+        ray: Any,
+        signals: _Signals,
+        settings: Settings | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
+        self._ray, self._signals, self._say = ray, signals, say or _say
+        self._settings = settings or Settings()
+        self._cluster = Cluster(ray, signals.head_answers)
         # Each with its plan, so that no other plan is given the id of one that is gone.
         self._plans: dict[int, tuple[CurationPlan, Any]] = {}
 
     @property
     def workers(self) -> int:
         """The cluster's CPUs, as of now."""
-        return max(1, int(self._ray.cluster_resources().get("CPU", 1)))
+        return max(1, int(self._cluster.total("CPU")))
+
+    def obey(self) -> None:
+        """Raise Stopped if a signal came, RunFailed if the cluster's head is gone."""
+        self._signals.obey()
 
     def map(
         self,
@@ -55,80 +70,38 @@ class RayRunner:
         calls: Sequence[tuple[Any, ...]],
         resources: Resources,
     ) -> Iterator[tuple[int, Any]]:
-        ray = self._ray
-        is_several = inspect.isgeneratorfunction(function)
-        task = ray.remote(_tasks if is_several else _task).options(
-            num_cpus=resources.cpus,
-            num_gpus=resources.gpus,
-            memory=resources.memory_bytes or None,
-            max_retries=_RETRIES,
-            name=function.__name__,
-            **({"num_returns": "streaming"} if is_several else {}),
-        )
         if id(plan) not in self._plans:
-            self._plans[id(plan)] = (plan, ray.put(plan))
+            self._plans[id(plan)] = (plan, self._ray.put(plan))
+        pool = TaskPool(self._ray, self._signals, self._cluster, self._settings, self._say)
         plan_ref = self._plans[id(plan)][1]
-        running: dict[Any, int] = {}
-        waiting = iter(enumerate(calls))
-        window = max(2, self.workers * _WINDOW_PER_CPU)
-        try:
-            while True:
-                while len(running) < window and (call := next(waiting, None)) is not None:
-                    running[task.remote(function, plan_ref, call[1])] = call[0]
-                if not running:
-                    return
-                self._signals.obey()
-                done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_S)
-                for reference in done:
-                    if not is_several:
-                        yield running.pop(reference), self._result(reference)
-                        continue
-                    try:
-                        one = next(reference)
-                    except StopIteration:
-                        del running[reference]
-                    else:
-                        yield running[reference], self._result(one)
-        finally:
-            for reference in running:
-                ray.cancel(reference, force=True)
-
-    def _result(self, reference: Any) -> Any:
-        exceptions = self._ray.exceptions
-        try:
-            return self._ray.get(reference)
-        except exceptions.RayTaskError as fault:
-            cause = fault.cause if isinstance(fault.cause, Exception) else fault
-            if isinstance(cause, StageError):
-                raise RunFailed(
-                    f"{cause}\nnothing that was done is lost: the same command resumes"
-                ) from fault
-            raise RunFailed(f"a worker failed: {fault}") from fault
-        except exceptions.RayError as fault:
-            raise RunFailed(
-                f"Ray gave a task up after {_RETRIES} retries: {fault}\nhint: the same command resumes"
-            ) from fault
+        is_careful = function in _CAREFUL
+        return pool.results(function, plan_ref, calls, resources, is_careful)
 
 
-def _task(function: Callable[..., Any], plan: CurationPlan, arguments: tuple[Any, ...]) -> Any:
-    return function(plan, *arguments)
-
-
-def _tasks(
-    function: Callable[..., Iterator[Any]], plan: CurationPlan, arguments: tuple[Any, ...]
-) -> Iterator[Any]:
-    yield from function(plan, *arguments)
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 @contextmanager
-def connected(address: str = "", workers: int = 0) -> Iterator[RayRunner]:
+def connected(
+    address: str = "",
+    workers: int = 0,
+    settings: Settings | None = None,
+    *,
+    one_thread: bool = True,
+    say: Callable[[str], None] | None = None,
+    places: Sequence[same_files.Place] = (),
+) -> Iterator[RayRunner]:
     """A runner on the cluster at ``address``, or on a local Ray started (and stopped) here.
 
-    ``workers`` is the number of CPUs of a local Ray; 0 means all. Inside a Ray job, "auto".
+    ``workers`` is the number of CPUs of a local Ray; 0 means all. Inside a Ray job, "auto". ``one_thread``:
+    libraries in worker processes start no threads of their own but what a task asks for. ``places``: what
+    all nodes must see. Raises RecipeError before any work.
     """
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    address = joining.address_of(address)
     if address:
-        _use_token()
+        joining.use_token()  # before ray is imported, which reads it then
     import ray
 
     started = not ray.is_initialized()
@@ -136,13 +109,41 @@ def connected(address: str = "", workers: int = 0) -> Iterator[RayRunner]:
     with _stdout_for_results():
         try:
             if started:
-                _start(ray, address, workers)
+                variables = threads.environment() if one_thread else {}
+                if _start(ray, address, workers, variables):
+                    # No node will come.
+                    settings = replace(settings or Settings(), wait_for_resources_s=0.0)
+                else:
+                    same_files.check(ray, places, say or _say)
             signals.listen()  # after ray.init, which takes SIGTERM for itself
-            yield RayRunner(ray, signals)
+            if started:
+                signals.head = HeadWatch(ray.get_runtime_context().gcs_address)
+            with events.listening(Metrics(_meter)):
+                yield RayRunner(ray, signals, settings, say)
         finally:
             if started:
-                ray.shutdown()
+                _leave(ray, signals.head)
             signals.restore()
+
+
+def _leave(ray: Any, head: HeadWatch | None) -> None:
+    """End Ray. What asks a head that is gone would wait for it, and then end this process."""
+    if head is not None and head.is_lost:
+        atexit.unregister(ray.shutdown)
+    else:
+        ray.shutdown()
+    if head is not None:
+        head.close()
+
+
+def _meter(kind: str, name: str, words: str, labels: tuple[str, ...]) -> Any:
+    """One of Ray's meters, for `pipelines.metrics`."""
+    from ray.util import metrics
+
+    if kind == "histogram":
+        return metrics.Histogram(name, words, boundaries=SECONDS, tag_keys=labels)
+    made = {"counter": metrics.Counter, "gauge": metrics.Gauge}[kind]
+    return made(name, words, tag_keys=labels)
 
 
 @contextmanager
@@ -164,7 +165,7 @@ def _stdout_for_results() -> Iterator[None]:
 
 
 class _Signals:
-    """SIGINT and SIGTERM as a note that the runner reads between two waits.
+    """SIGINT, SIGTERM and the loss of the head as notes that the runner reads between two waits.
 
     An exception out of a handler would come up inside Ray's own code, which turns it into another.
     """
@@ -175,6 +176,10 @@ class _Signals:
             number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
         }
         self._noted = 0
+        self.head: HeadWatch | None = None
+
+    def head_answers(self) -> bool:
+        return self.head is None or self.head.answers()
 
     def listen(self) -> None:
         for number in self._before if self._is_main else ():
@@ -185,9 +190,11 @@ class _Signals:
             signal.signal(number, handler)
 
     def obey(self) -> None:
-        """Raise Stopped if a signal came."""
+        """Raise Stopped if a signal came, RunFailed if the cluster's head is gone."""
         if self._noted:
             raise Stopped(self._noted)
+        if self.head is not None:
+            self.head.obey()
 
     def _note(self, number: int, frame: Any) -> None:
         if self._noted:
@@ -195,71 +202,44 @@ class _Signals:
         self._noted = number
 
 
-def _use_token() -> None:
-    """`ray start` asks for the token in ~/.ray/auth_token wherever that file is, and clients must say so."""
-    if (
-        os.environ.get("RAY_AUTH_TOKEN")
-        or os.environ.get("RAY_AUTH_TOKEN_PATH")
-        or _TOKEN_FILE.is_file()
-    ):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
-
-
-def _start(ray: Any, address: str, workers: int) -> None:
+def _start(ray: Any, address: str, workers: int, variables: dict[str, str]) -> bool:
+    """Connect; whether to a Ray of this process's own. ``variables``: of worker processes."""
     common: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.ERROR,
         "configure_logging": True,
     }
-    address = address or (
-        "auto" if "RAY_JOB_ID" in os.environ or "RAY_ADDRESS" in os.environ else ""
-    )
     if not address:
-        environment = {
-            "PYTHONPATH": os.pathsep.join(
-                [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-            )
-        }
-        # "local", or ray joins whatever cluster this machine had last, also a dead one.
-        ray.init(
-            address="local",
-            num_cpus=workers or None,
-            include_dashboard=False,
-            runtime_env={"env_vars": environment},
-            **common,
-        )
-        return
-    _refuse_silent(address)
-    # A job submitted with --working-dir has the packages already; another driver brings them along.
-    inside_job = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    modules = (
-        {}
-        if inside_job
-        else {"runtime_env": {"py_modules": [str(_ROOT / name) for name in _PACKAGES]}}
-    )
+        path = [str(_ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {**variables, "PYTHONPATH": os.pathsep.join(path)}
+        common |= {"num_cpus": workers or None, "runtime_env": {"env_vars": environment}}
+        _start_here(ray, common)
+        return True
+    joining.check(address)
+    runtime = joining.runtime(variables, [str(_ROOT / name) for name in _PACKAGES])
     try:
-        ray.init(address=address, **modules, **common)
-    except (ConnectionError, ValueError) as fault:
-        raise RecipeError(
-            f"--address {address}",
-            f"no Ray cluster answers: {str(fault).splitlines()[0]}",
-            "start one with `ray start --head`, or leave --address out to use this machine; "
-            "a cluster with a token needs RAY_AUTH_MODE=token and RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH",
-        ) from fault
+        ray.init(address=address, runtime_env=runtime, **common)
+        return False
+    except (ConnectionError, ValueError, ray.exceptions.AuthenticationError) as fault:
+        raise joining.refused(address, fault) from fault
 
 
-def _refuse_silent(address: str) -> None:
-    """Raise RecipeError where nothing listens at a host:port: Ray itself would ask on for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not port.isdigit():
-        return  # "auto": Ray knows where
-    try:
-        socket.create_connection((host, int(port)), timeout=_ANSWER_S).close()
-    except OSError as fault:
-        raise RecipeError(
-            f"--address {address}", f"no Ray cluster answers: {fault}",
-            "start one with `ray start --head`, or leave --address out to use this machine",
-        ) from fault  # fmt: skip
+def _start_here(ray: Any, options: dict[str, Any]) -> None:
+    """A Ray of this process's own. Raises RunFailed. Ray gives its first process half a minute, busy machines take more."""
+    for left in reversed(range(_STARTS)):
+        try:
+            # "local", or ray joins whatever cluster this machine had last, also a dead one.
+            ray.init(address="local", include_dashboard=False, **options)
+            return
+        except Exception as fault:  # Ray has no class of its own for any of it
+            ray.shutdown()
+            if left and _SLOW in str(fault):
+                continue
+            told = (str(fault).strip() or type(fault).__name__).splitlines()[0]
+            raise RunFailed(
+                f"Ray can't be started on this machine: {told}\nhint: look at its memory, load, /tmp/ray and /dev/shm; "
+                "--local does without Ray"
+            ) from fault
 
 
 def train(loaded: Recipe, workers: int, address: str, allow: Sequence[str] = ()) -> dict[str, Any]:
@@ -268,25 +248,31 @@ def train(loaded: Recipe, workers: int, address: str, allow: Sequence[str] = ())
     A lost worker's run starts again from the last whole checkpoint, up to three times. ``allow``:
     settings that may differ from those of the checkpoint that is resumed.
     """
-    with connected(address, workers + 1 if not address else 0):
-        import torch
+    assert loaded.train is not None
+    places = same_files.of_training(loaded.train)
+    with connected(
+        address, workers + 1 if not address else 0, one_thread=False, places=places
+    ) as runner:
+        import ray
         from ray.train import FailureConfig, RunConfig, ScalingConfig
         from ray.train.torch import TorchTrainer
 
-        assert loaded.train is not None
         trainer = TorchTrainer(
             _train_worker,
             train_loop_config={"recipe": loaded, "allow": tuple(allow)},
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=torch.cuda.is_available()),
+            # The cluster's GPUs, not this machine's: a head often has none.
+            scaling_config=ScalingConfig(
+                num_workers=workers, use_gpu=ray.cluster_resources().get("GPU", 0) > 0
+            ),
             run_config=RunConfig(
                 name=loaded.name,
-                storage_path=os.path.join(loaded.train.out, "ray"),
+                storage_path=_ray_folder(loaded.train.out),
                 failure_config=FailureConfig(max_failures=_RETRIES),
             ),
         )
         with _told_to_stop(loaded.train.out) as told:
             try:
-                _fit(trainer)
+                _fit(trainer, runner.obey)
             except Exception as fault:  # Ray Train has no one base class for what a worker raised
                 raise _cause_of(fault) from fault
         if told:
@@ -294,10 +280,15 @@ def train(loaded: Recipe, workers: int, address: str, allow: Sequence[str] = ())
     from pipelines import launch
 
     found = launch.newest_checkpoint(loaded)
-    return {"checkpoint": found, "metrics": os.path.join(loaded.train.out, "metrics.jsonl")}
+    return {"checkpoint": found, "metrics": storage.join(loaded.train.out, "metrics.jsonl")}
 
 
-def _fit(trainer: Any) -> None:
+def _ray_folder(out: str) -> str:
+    """For Ray Train's own notes, which we never read; of a run behind a URL they stay on a node's disk."""
+    return f"{away.folder(out)}.ray" if storage.is_url(out) else os.path.join(out, "ray")
+
+
+def _fit(trainer: Any, obey: Callable[[], None]) -> None:
     """``trainer.fit()`` in a thread: in the main one Ray Train takes Ctrl-C for itself and drops the run."""
     faults: list[BaseException] = []
 
@@ -311,6 +302,7 @@ def _fit(trainer: Any) -> None:
     thread.start()
     while thread.is_alive():
         thread.join(timeout=0.5)  # so that signals are handled meanwhile
+        obey()
     if faults:
         raise faults[0]
 
@@ -318,24 +310,23 @@ def _fit(trainer: Any) -> None:
 @contextmanager
 def _told_to_stop(out: str) -> Iterator[list[int]]:
     """The signals that came. Ranks on other machines see them as a file in the run's folder."""
-    stop_file = Path(out) / _STOP_FILE
+    word = StopFile(out)
     told: list[int] = []
 
     def handle(number: int, frame: Any) -> None:
         if told:
             raise Stopped(number)  # a second one does not wait for the checkpoint
         told.append(number)
-        stop_file.touch()
+        word.write()
 
-    stop_file.parent.mkdir(parents=True, exist_ok=True)
-    stop_file.unlink(missing_ok=True)
+    word.clear()
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield told
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-        stop_file.unlink(missing_ok=True)
+        word.clear()
 
 
 def _cause_of(fault: BaseException) -> RecipeError | RunFailed:
@@ -360,7 +351,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     from pipelines import launch
 
     loaded = config["recipe"]
-    stop_file = Path(loaded.train.out) / _STOP_FILE
+    told = stop_file.watched(loaded.train.out)
     # Stopped ends the rank in an orderly way; the driver knows already: it wrote the file.
     with suppress(Stopped):
-        launch.run_rank(loaded, resume=True, stop_asked=stop_file.exists, allow=config["allow"])
+        launch.run_rank(loaded, resume=True, stop_asked=told, allow=config["allow"])

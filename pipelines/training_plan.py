@@ -91,6 +91,31 @@ def words(settings: TrainSettings, gpu: str = "", gpu_count: int = 1) -> str:
     return "\n".join(found)
 
 
+def gpu_seconds(settings: TrainSettings, gpu: str, gpu_count: int = 8) -> float | None:
+    """Seconds of one GPU for all phases at ``MFU``; None for a model whose arithmetic is not known.
+
+    ``gpu_count``: how many share a global batch, where that decides what is computed twice; where the batches
+    don't divide over them, one has all.
+    """
+    chip, config = _chip(gpu), config_of(settings.model)
+    towers = flops.of_config(config) if config else None
+    if chip is None or towers is None:
+        return None
+    count = 1 if any(phase.global_batch % gpu_count for phase in settings.phase) else gpu_count
+    work = sum(one.samples * one.pair_flops for one in _phases(settings, towers, count))
+    return work / (chip.peak_flops(settings.precision) * MFU)
+
+
+def score_seconds(model: str, gpu: str) -> float | None:
+    """Seconds of one GPU to run both towers of a model over one pair; None where its arithmetic is not known."""
+    chip, config = _chip(gpu), config_of(model)
+    towers = flops.of_config(config) if config else None
+    if chip is None or towers is None:
+        return None
+    forward = towers.image.forward_flops + towers.text.forward_flops
+    return forward / (chip.peak_flops("bf16") * MFU)
+
+
 def config_of(model: str) -> dict[str, Any] | None:
     """A model's configuration: ours, open_clip's (where that is installed), or a file; None for others."""
     folders = [_PRETRAIN / "model" / "configs"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -48,15 +49,33 @@ def ray_address() -> Iterator[str]:
     import ray
 
     environment = {"PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    ray.init(
-        address="local",
-        num_cpus=2,
-        include_dashboard=False,
-        log_to_driver=False,
-        runtime_env={"env_vars": environment},
-    )
+    from pipelines import run_ray
+
+    options = {"num_cpus": 2, "log_to_driver": False, "runtime_env": {"env_vars": environment}}
+    run_ray._start_here(ray, options)
     yield "session"
     ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def moto_address() -> Iterator[str]:
+    """One S3 server for the session, in a process of its own; nothing of it is in the environment."""
+    from tests.tiny import object_server
+
+    with object_server.moto() as address:
+        yield address
+
+
+@pytest.fixture
+def bucket(moto_address: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``s3://`` and a new bucket, which this test's environment leads to."""
+    from tests.tiny import object_server
+
+    name = f"test-{uuid.uuid4().hex[:12]}"
+    object_server.make_bucket(moto_address, name)
+    for variable, value in object_server.environment(moto_address).items():
+        monkeypatch.setenv(variable, value)
+    return f"s3://{name}"
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from pipelines import advice, retry
 from pipelines.errors import RunFailed
 from pipelines.plan import CurationPlan, Planned, plan_curation
+from pipelines.step_tally import Tally
 from tests.pipelines.test_curation import SOURCE, run
 from tests.tiny.stages import USE
 
@@ -28,8 +29,14 @@ def told(
     plan: CurationPlan, stage: int | Planned, given_back: list[int], *parts: dict[str, int]
 ) -> str:
     planned = stage if isinstance(stage, Planned) else plan.stages[stage]
-    stats = [{"part": n, "refused": refused} for n, refused in enumerate(parts)]
-    return advice.hint(plan, planned, stats, given_back)
+    seen = Tally()
+    for n, refused in enumerate(parts):
+        rows = sum(refused.values())
+        kept = 0 if n in given_back else 1
+        seen.add(
+            {"part": n, "refused": refused, "rows_in": rows + kept, "kept": kept, "seconds": 1.0}
+        )
+    return advice.hint(plan, planned, seen, given_back)
 
 
 def test_parts_that_are_given_back_need_no_retry(plan: CurationPlan) -> None:

@@ -35,6 +35,7 @@ def ended(fault: BaseException) -> tuple[int, str]:
             1,
             "error: x: No such file or directory\n",
         ),
+        (OSError(28, "No room", "x"), 1, "error: x: No room\nhint: make room"),
         (Stopped(15), 143, "stopped. Everything committed is kept"),
     ],
 )
@@ -77,4 +78,6 @@ def test_local_and_a_cluster_are_two_places() -> None:
     with pytest.raises(click.UsageError, match="neither --address nor --workers"):
         command_line.one_place({"local": True, "address": "auto", "workers": 0})
     place = {"local": True, "address": "", "workers": 0}
-    assert command_line.one_place(place) is place
+    assert command_line.one_place({**place}) == {**place, "patience": (0.0, 600.0)}
+    patient = {**place, "task_deadline": 7.0, "wait_for_resources": 0.0}
+    assert command_line.one_place(patient) == {**place, "patience": (7.0, 0.0)}

@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 
+from curate.contract import storage
+from curate.source.url_table import UrlTable
 from pipelines import providers
 from pipelines.errors import RecipeError
 from pipelines.plan import plan_curation
@@ -63,3 +66,46 @@ def test_a_file_is_known_by_its_content_and_a_large_one_by_its_ends(tmp_path: Pa
     assert providers.identity(str(copy), 1000) != whole
     with pytest.raises(ValueError, match="no such file"):
         providers.identity(str(tmp_path / "c"), 1000)
+
+
+def test_a_remote_file_that_has_a_version_is_known_by_it_and_not_read(tmp_path: Path) -> None:
+    large = 3 << 20
+    one = providers.identity("s3://nowhere/a.parquet", 64 << 20, (large, "etag-1"))
+    assert one == providers.identity("s3://elsewhere/b.parquet", 64 << 20, (large, "etag-1"))
+    assert one != providers.identity("s3://nowhere/a.parquet", 64 << 20, (large, "etag-2"))
+    assert one != providers.identity("s3://nowhere/a.parquet", 64 << 20, (large + 1, "etag-1"))
+    # A file on disk, a small one and one without a version are read.
+    here = tmp_path / "a"
+    here.write_bytes(b"x" * large)
+    whole = providers.identity(str(here), 64 << 20)
+    assert providers.identity(str(here), 64 << 20, (large, "etag-1")) == whole
+    MemoryFileSystem().pipe("/providers/a", here.read_bytes())
+    try:
+        for mark in ((large, ""), (100, "etag-1"), None):
+            assert providers.identity("memory://providers/a", 64 << 20, mark) == whole
+    finally:
+        MemoryFileSystem().rm("/providers", recursive=True)
+
+
+def test_files_of_a_bucket_are_known_by_one_listing(
+    bucket: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        storage.write_text(f"{bucket}/many/{number}.csv", "x" * ((1 << 20) + number))
+    stage = UrlTable(path=f"{bucket}/many")
+    files = stage.inputs()
+    assert len(files) == 10
+
+    def refused(*_: object) -> None:
+        raise AssertionError("asked for one file")
+
+    listings: list[str] = []
+    marks = storage.marks
+    monkeypatch.setattr(storage, "marks", lambda folder: listings.append(folder) or marks(folder))
+    for name in ("mark", "size_bytes", "open_file"):
+        monkeypatch.setattr(storage, name, refused)
+    assert stage.sizes_bytes() == {path: (1 << 20) + n for n, path in enumerate(files)}
+    versions = stage.versions()
+    kept = [providers.identity(path, 64 << 20, versions[path]) for path in files[1:]]
+    assert len(set(kept)) == 9
+    assert listings == [f"{bucket}/many"]

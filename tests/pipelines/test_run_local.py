@@ -9,6 +9,7 @@ import pytest
 from curate.stage import Resources, StageError
 from pipelines.errors import RunFailed
 from pipelines.run_local import LocalRunner
+from pipelines.signs import ALIVE
 
 
 def test_calls_in_order() -> None:
@@ -19,8 +20,10 @@ def test_calls_in_order() -> None:
 
 
 def test_a_generator_gives_several_results() -> None:
-    def counted(plan: object, count: int) -> Iterator[int]:
-        yield from range(count)
+    def counted(plan: object, count: int) -> Iterator[int | str]:
+        for number in range(count):
+            yield ALIVE
+            yield number
 
     found = list(LocalRunner().map(counted, None, [(2,), (0,), (1,)], Resources()))  # type: ignore[arg-type]
     assert found == [(0, 0), (0, 1), (2, 0)]

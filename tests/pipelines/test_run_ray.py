@@ -47,11 +47,20 @@ class _Unending:
     class exceptions:
         RayTaskError = RayError = RuntimeError
 
+    class _Result:
+        """A task's stream of results: known by itself, as Ray's are."""
+
+        def __init__(self, found: Any) -> None:
+            self._found = found
+
+        def __next__(self) -> Any:
+            return next(self._found)
+
     def __init__(self) -> None:
         self.running, self.most, self.puts = 0, 0, 0
 
-    def cluster_resources(self) -> dict[str, float]:
-        return {"CPU": 2.0}
+    def nodes(self) -> list[dict[str, Any]]:
+        return [{"Alive": True, "Resources": {"CPU": 2.0}}]
 
     def put(self, plan: Any) -> Any:
         self.puts += 1
@@ -61,7 +70,7 @@ class _Unending:
         return result
 
     def wait(self, references: list[Any], **_: Any) -> tuple[list[Any], list[Any]]:
-        return references[:1], references[1:]
+        return list(references[:1]), list(references[1:])
 
     def cancel(self, *_: Any, **__: Any) -> None:
         pass
@@ -70,7 +79,7 @@ class _Unending:
         def begin(*arguments: Any) -> Any:
             self.running += 1
             self.most = max(self.most, self.running)
-            return results(function(*arguments))
+            return self._Result(results(function(*arguments)))
 
         def results(found: Any) -> Any:
             yield from found
@@ -87,7 +96,7 @@ def _eight(plan: Any, number: int) -> Iterator[int]:
 
 def test_no_more_tasks_than_the_window_has_while_they_give_many_results() -> None:
     ray = _Unending()
-    runner = run_ray.RayRunner(ray, SimpleNamespace(obey=lambda: None))  # type: ignore[arg-type]
+    runner = run_ray.RayRunner(ray, SimpleNamespace(obey=lambda: None, head_answers=lambda: True))  # type: ignore[arg-type]
     plan: Any = object()
     found = list(runner.map(_eight, plan, [(n,) for n in range(50)], Resources()))
     assert found == [(n, k) for n in range(50) for k in range(8 * n, 8 * n + 8)]
@@ -96,13 +105,35 @@ def test_no_more_tasks_than_the_window_has_while_they_give_many_results() -> Non
 
 def test_a_plan_travels_once_and_is_known_by_itself() -> None:
     ray = _Unending()
-    runner = run_ray.RayRunner(ray, SimpleNamespace(obey=lambda: None))  # type: ignore[arg-type]
+    runner = run_ray.RayRunner(ray, SimpleNamespace(obey=lambda: None, head_answers=lambda: True))  # type: ignore[arg-type]
     for _ in range(20):  # one that is gone may leave its id to the next
         plan: Any = [0]
         for _ in range(2):
             list(runner.map(_eight, plan, [(1,)], Resources()))
         del plan
     assert ray.puts == 20
+
+
+@pytest.mark.parametrize("slow", [0, 2, 3])
+def test_a_ray_that_is_slow_to_start_is_started_again(slow: int) -> None:
+    tries: list[dict[str, Any]] = []
+
+    def init(**options: Any) -> None:
+        tries.append(options)
+        if len(tries) <= slow:
+            raise Exception("The current node timed out during startup. This could")
+        if slow == 0:
+            raise ValueError("no place\nmore")
+
+    ray = SimpleNamespace(init=init, shutdown=lambda: None)
+    if slow == 2:
+        run_ray._start_here(ray, {})
+        assert len(tries) == 3
+        return
+    told = r"can't be started on this machine: (no place|The current node timed .*)\nhint: "
+    with pytest.raises(RunFailed, match=told):
+        run_ray._start_here(ray, {})
+    assert len(tries) == (3 if slow else 1)
 
 
 def test_a_killed_worker_s_task_runs_again(

@@ -177,7 +177,7 @@ class Ahead(Picture):
         self._write("asked", *batch["uid"].to_pylist())
         state.is_asked = True
         state.calls += 1
-        if self.slow and not state.wants.wait(10):
+        if self.slow and not state.wants.wait(60):
             raise StageError("heard of nothing while it was asked")
         state.waiting -= set(batch["uid"].to_pylist())
         return super().process(batch, state)
