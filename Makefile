@@ -2,7 +2,7 @@
 PY := .venv/bin/python
 export NO_ALBUMENTATIONS_UPDATE := 1
 
-.PHONY: setup demo test test-all check format bench bench-gpu pins
+.PHONY: setup demo test test-all check format bench bench-gpu bench-faults pins
 
 setup:            ## .venv with clip-pipe and its pinned requirements (BACKEND=auto|cpu|gpu)
 	@tools/setup.sh
@@ -39,6 +39,7 @@ bench: setup      ## figures of docs/benchmarks.md that take minutes
 	@PYTHONPATH=. $(PY) tests/bench/entries.py
 	@PYTHONPATH=. $(PY) tests/bench/decode.py
 	@PYTHONPATH=. $(PY) tests/bench/download.py
+	@PYTHONPATH=. $(PY) tests/bench/object_store.py
 	@PYTHONPATH=. $(PY) tests/bench/tokenizer.py
 	@PYTHONPATH=. $(PY) tests/bench/loader.py
 	@PYTHONPATH=. $(PY) tests/bench/loss_memory.py
@@ -47,6 +48,9 @@ bench: setup      ## figures of docs/benchmarks.md that take minutes
 
 bench-gpu: setup  ## training beside open_clip's on this machine's GPU (BENCH="--models ViT-B-16 --rounds 1")
 	@PYTHONPATH=. $(PY) tests/bench/gpu.py $(BENCH)
+
+bench-faults: setup  ## break runs on purpose: the table of docs/reliability.md (FAULTS="--only driver disk")
+	@PYTHONPATH=. $(PY) tests/bench/faults.py $(FAULTS)
 
 pins:             ## compile requirements/*.txt from pyproject.toml (needs uv)
 	@tools/pins.sh

@@ -13,6 +13,7 @@ from typing import Any
 
 import click
 
+from pipelines import operator_commands
 from pipelines.command_line import JSON, RECIPE, SET, TS, Group, count, one_place, options, place
 
 
@@ -27,6 +28,10 @@ def main() -> None:
     Try it:      clip-pipe demo
     Your data:   clip-pipe check RECIPE, then curate, train, eval, report
     """
+
+
+for _command in (operator_commands.status, operator_commands.gc, operator_commands.verify):
+    main.add_command(_command)
 
 
 @main.command()

@@ -184,7 +184,7 @@ def test_a_cluster_that_does_not_answer_is_said_at_once(tmp_path: Path) -> None:
     command = [sys.executable, "cli.py", "curate", str(toml(tmp_path)), "--address", "127.0.0.1:1"]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=60
+        command, cwd=ROOT, capture_output=True, text=True, env=environment, timeout=200
     )
     assert done.returncode == 2
     assert "error: --address 127.0.0.1:1: no Ray cluster answers" in done.stderr

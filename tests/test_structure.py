@@ -120,7 +120,11 @@ def test_light_commands_import_nothing_heavy(command: list[str], tmp_path: Path)
         "print(sorted(name for name in heavy if name in sys.modules), code, file=sys.stderr)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, *command], cwd=ROOT, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, *command],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=200,
     )
     assert done.stderr.strip().splitlines()[-1] == "[] 0", done.stderr
 
