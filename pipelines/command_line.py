@@ -115,7 +115,8 @@ class Group(click.Group):
             # say no more than "Aborted!"), a package that is not installed.
             where = getattr(fault, "filename", None)
             what = getattr(fault, "strerror", None) or fault
-            click.echo(f"error: {f'{where}: ' if where else ''}{what}", err=True)
+            words = f"error: {f'{where}: ' if where else ''}{what}"
+            click.echo(words.replace(". hint: ", "\nhint: ", 1), err=True)
             if isinstance(fault, OSError) and fault.errno in _NO_ROOM:
                 click.echo(
                     "hint: make room, or name another folder; what was done is kept", err=True

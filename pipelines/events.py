@@ -8,6 +8,7 @@ says so once. Each is bounded, and so are a folder's logs.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
@@ -109,7 +110,9 @@ def folder_of(root: str) -> str:
     """Where the logs of a pool or a training lie: in it, or on local disk ($TMPDIR) for one behind a URL."""
     if not storage.is_url(root):
         return storage.join(root, FOLDER)
-    plain = "".join(letter if letter.isalnum() else "-" for letter in root.rstrip("/"))
+    root = root.rstrip("/")
+    plain = "".join(letter if letter.isalnum() else "-" for letter in root)
+    plain += f"-{hashlib.sha256(root.encode()).hexdigest()[:8]}"  # s3://a/b-c is not s3://a/b/c
     return os.path.join(tempfile.gettempdir(), f"clip-pipe-{os.getuid()}", FOLDER, plain)
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import islice
 from multiprocessing import get_context
 from typing import Any
 
@@ -79,12 +80,12 @@ def spread(root: str, total_bytes: int) -> Iterator[Executor]:
 
 
 def mapped(
-    pool: Executor, check: Callable[..., Any], calls: Sequence[tuple[Any, ...]]
+    pool: Executor, check: Callable[..., Any], calls: Iterable[tuple[Any, ...]]
 ) -> Iterator[Any]:
-    """The results of checks in order, few of them waiting at a time."""
-    step = 4 * _AT_ONCE
-    for begin in range(0, len(calls), step):
-        some = [pool.submit(check, *call) for call in calls[begin : begin + step]]
+    """The results of checks in order, few of them waiting at a time. ``calls`` are made as they are due."""
+    due = iter(calls)
+    while batch := list(islice(due, 4 * _AT_ONCE)):
+        some = [pool.submit(check, *call) for call in batch]
         for future in some:
             yield future.result()
 
@@ -93,3 +94,9 @@ def some(names: Sequence[str], most: int = 3) -> str:
     """A few names of many."""
     more = f" and {len(names) - most:,} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
+
+
+def json_fault(fault: ValueError, where: str, path: str) -> str:
+    """What storage.read_json found, without the path, which is told beside it."""
+    words = str(fault).partition(" hint:")[0].rstrip(".")
+    return words.removeprefix(f"{where}: ").removeprefix(f"{path} ")

@@ -72,10 +72,14 @@ def run(
     Raises RecipeError for no pool and for a recipe that is not of this pool, RunFailed while a run is at work.
     """
     if not storage.exists(storage.join(root, "pool.json")):
-        raise RecipeError(f"gc {root}", "no pool is there (no pool.json)", "name a pool's folder")
-    recipes = _recipes(root, keep)
+        hint = (
+            "this is a recipe: name its pool" if root.endswith(".toml") else "name a pool's folder"
+        )
+        raise RecipeError(f"gc {root}", "no pool is there (no pool.json)", hint)
+    _recipes(root, keep)
     _refuse_living(root)
     with nullcontext() if dry_run else lease.held((root,), say):
+        recipes = _recipes(root, keep)  # again: a run may have ended before the lease was ours
         found = find(root, [held.plan_of_pool(one) for one in recipes])
         gone = [one for one in found if pictures or one.kind != "pictures"]
         show(found)

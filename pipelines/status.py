@@ -97,7 +97,7 @@ def of_pool(root: str, loaded: Recipe | None, why: str = "") -> dict[str, Any]:
     holder = who(root)
     plan, notes = _plan(loaded, bool(found), why)
     failed = failures.read(root)
-    places = _places(root, plan)
+    places = _places(root, plan) if found else []
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         listed = list(pool.map(lambda place: listing.files(place.folder, ".json"), places))
         stages = [_stage(place, entries, parts, pool) for place, entries in zip(places, listed, strict=True)]  # fmt: skip
@@ -254,12 +254,16 @@ def _read(path: str) -> dict[str, Any] | None:
 
 
 def _rates(made: Sequence[Entry], rows: float) -> tuple[float | None, float | None]:
-    """Rows per second, overall and of the last minutes, by the times at which parts were committed."""
+    """Rows per second, overall and of the last minutes, by the times at which parts were committed.
+
+    None where these don't tell: fewer than two parts, all at one time.
+    """
     times = sorted(entry.modified_s for entry in made if entry.modified_s)
     if len(times) < 2:
         return None, None
-    overall = rows * (len(times) - 1) / max(times[-1] - times[0], 1e-3)
-    return round(overall, 1), round(rows * _late(times), 1)
+    span_s = times[-1] - times[0]  # 0 where an object store tells whole seconds
+    overall = round(rows * (len(times) - 1) / span_s, 1) if span_s else None
+    return overall, round(rows * _late(times), 1)
 
 
 def _parts_per_s(made: Sequence[Entry]) -> float | None:

@@ -60,7 +60,8 @@ def _pool(pool: Mapping[str, Any]) -> Iterator[str]:
     yield f"pool {pool['folder']}" + (f", recipe {pool['recipe']}" if pool["recipe"] else "")
     yield _state(pool["state"], pool["who"], "curate")
     yield from (f"note: {note}" for note in pool["notes"])
-    yield from _table([_row(one) for one in pool["stages"]])
+    if pool["stages"]:
+        yield from _table([_row(one) for one in pool["stages"]])
     step = [one for one in pool["stages"] if one["state"] == "running"]
     if step:
         names = " + ".join(one["stage"] for one in step)

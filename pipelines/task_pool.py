@@ -48,7 +48,7 @@ _TOLD_AGAIN = 10  # calls that are run again, a line each; the others are in the
 _SERIOUS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS)  # no part's own fault
 _WORDS, _SHOWN = 500, 240
 _LOG_BYTES = 4000
-_RAYS_OWN = (":task_name:", ":actor_name:", ":job_id:", "name:")  # lines of a worker's log
+_RAYS_OWN = (":task_name:", ":actor_name:", ":job_id:")  # lines of a worker's log
 
 
 @dataclass(frozen=True)
@@ -284,7 +284,17 @@ class TaskPool:
             return kind, _cut(f"{type(cause).__name__}: {cause}")
         if isinstance(fault, exceptions.RuntimeEnvSetupError | exceptions.TaskUnschedulableError | exceptions.ActorUnschedulableError):  # fmt: skip
             raise RunFailed(f"Ray can't run it: {fault}\nhint: the same command resumes") from fault
+        if isinstance(fault, getattr(exceptions, "NodeDiedError", ())):
+            self._refuse_own_death(fault)
         return "died", _cut(fault)
+
+    def _refuse_own_death(self, fault: Any) -> None:
+        """Raise RunFailed where it is this machine's part of Ray that died: soon Ray ends this process without a word."""
+        if str(self._ray.get_runtime_context().get_node_id()) in str(fault):
+            raise RunFailed(
+                "Ray's own process on this machine (raylet) has died\nhint: its log is raylet.out in /tmp/ray/session_*/logs; "
+                "often memory ran out. The same command resumes"
+            ) from fault
 
     def _look(self) -> Iterator[tuple[int, Failed]]:
         """End what is late, and say where nothing can begin."""
@@ -362,10 +372,11 @@ def _last_words(told: str, log: str) -> str:
     """With the end of the worker's log, where that lies on this machine."""
     try:
         with open(log, "rb") as file:
-            file.seek(0, 2)
-            file.seek(max(0, file.tell() - _LOG_BYTES))
-            lines = file.read().decode(errors="replace").splitlines()
+            start = max(0, file.seek(0, 2) - _LOG_BYTES)
+            file.seek(start)
+            lines = file.read().decode(errors="replace").splitlines()[start > 0 :]
     except OSError:
         return told
-    words = _cut("\n".join(line for line in lines if not line.lstrip().startswith(_RAYS_OWN)))
+    own = (line.strip() for line in lines if line.strip() and not line.startswith(_RAYS_OWN))
+    words = " ".join(own)[-_WORDS:]
     return f"{told} ({words})" if words and words not in told else told

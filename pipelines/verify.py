@@ -87,6 +87,8 @@ def _kind(where: str) -> str:
     if storage.inside(where, "*.tar"):
         return "shards"
     hint = "name a pool's folder (with pool.json) or a shards folder"
+    if where.endswith(".toml"):
+        hint = "this is a recipe: name its pool or its shards"
     if status_training.is_training(where):
         hint = f"this is a training: clip-pipe checkpoint verify {where}"
     raise RecipeError(f"verify {where}", "neither a pool nor shards lie there", hint)

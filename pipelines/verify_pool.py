@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from curate.contract import done, listing, storage, tars
 from curate.contract.listing import Entry
 from curate.contract.manifest import SCHEMA_VERSION
-from pipelines.faults import AGAIN, Fault, Faults, mapped, some, spread
+from pipelines.faults import AGAIN, Fault, Faults, json_fault, mapped, some, spread
 from pipelines.part import reason_counts
 
 _UID = r"^[0-9a-f]{32}$"
@@ -56,11 +56,12 @@ def check(root: str, quick: bool, found: Faults) -> list[tuple[str, dict[str, st
     try:
         described = storage.read_json(described_path, "pool")
     except ValueError as fault:
-        found.add(described_path, "", str(fault).partition(" hint:")[0], _BY_HAND)
+        found.add(described_path, "", json_fault(fault, "pool", described_path), _BY_HAND)
         return damaged
-    count = described.get("parts")
-    if not isinstance(count, int) or count != len(described.get("slices", [])):
-        found.add(described_path, "", f"{count} parts, and {len(described.get('slices', []))} slices", _BY_HAND)  # fmt: skip
+    count, slices = described.get("parts"), described.get("slices")
+    slice_count = len(slices) if isinstance(slices, list) else 0
+    if not isinstance(count, int) or count != slice_count:
+        found.add(described_path, "", f"{count} parts, and {slice_count} slices", _BY_HAND)
         return damaged
     if described.get("schema_version") != SCHEMA_VERSION:
         found.notes.append(f"schema version {described.get('schema_version')}: parts without manifests, which are not looked at; `clip-pipe curate` gives them some")  # fmt: skip
@@ -266,7 +267,7 @@ def _check_sums(folder: _Folder, sums: Counter[str], refused: Counter[str], foun
     try:
         told = storage.read_json(path, "verify")
     except ValueError as fault:
-        found.add(path, "", str(fault).partition(" hint:")[0], "run `clip-pipe curate` again: it is written anew")  # fmt: skip
+        found.add(path, "", json_fault(fault, "verify", path), "run `clip-pipe curate` again: it is written anew")  # fmt: skip
         return
     if told.get("parts") != sums["parts"]:
         return  # a stage that goes on, or whose source has grown

@@ -1,14 +1,15 @@
 """Whether shards are what their index, sizes, manifest and ledger say: every tar read to its end, every checksum.
 
 Foreign tars (no index, no manifest) are read too: damage and keys that occur twice are told. Per sample 8 bytes
-are held, a hash of its key.
+are held, a hash of its key, and of the index a few tars' rows at a time.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import Any
@@ -19,7 +20,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from curate.contract import listing, shards, storage, tars
-from pipelines.faults import Fault, Faults, mapped, some, spread
+from curate.contract.listing import Entry
+from pipelines.faults import Fault, Faults, json_fault, mapped, some, spread
 
 _AGAIN = "copy it again, or delete the whole folder and run `clip-pipe curate` again: the pool has all that shards are made of"
 _FOREIGN = "fetch it again; `clip-pipe train` can leave damaged samples out (train.max_bad_frac)"
@@ -37,26 +39,63 @@ class Seen:
     members: int = 0
 
 
+class _Index:
+    """index.parquet, read tar by tar: each row group says by its statistics which shards it may hold."""
+
+    def __init__(self, path: str, found: Faults, opened: ExitStack) -> None:
+        self._path, self._found = path, found
+        self._file: pq.ParquetFile | None = None
+        self._groups: list[tuple[str, str] | None] = []  # first and last shard; None: not told
+        if not storage.exists(path):
+            return
+        try:
+            file = pq.ParquetFile(opened.enter_context(storage.open_file(path)))
+            lacking = set(shards.INDEX_SCHEMA.names) - set(file.schema_arrow.names)
+            if lacking:
+                raise OSError(f"no column {sorted(lacking)[0]}")
+            column = file.schema_arrow.get_field_index("shard")
+            for group in range(file.num_row_groups):
+                told = file.metadata.row_group(group).column(column).statistics
+                known = told is not None and told.has_min_max
+                self._groups.append((told.min, told.max) if known else None)
+            self._file = file
+        except (pa.ArrowException, OSError) as fault:
+            self._broken(fault)
+
+    def of(self, shard: str) -> pa.Table | None:
+        """The rows of a tar, in the order of its members; None where there is no index that can be read."""
+        if self._file is None:
+            return None
+        here = [n for n, span in enumerate(self._groups) if not span or span[0] <= shard <= span[1]]
+        try:
+            table = self._file.read_row_groups(here, shards.INDEX_SCHEMA.names, use_threads=False)
+            table = table.select(shards.INDEX_SCHEMA.names).cast(shards.INDEX_SCHEMA)
+        except (pa.ArrowException, OSError) as fault:
+            self._broken(fault)
+            return None
+        return table.filter(pc.equal(table["shard"], shard))
+
+    def _broken(self, fault: Exception) -> None:
+        self._file = None
+        self._found.add(self._path, "", f"can't be read: {str(fault).splitlines()[0]}", _AGAIN)
+
+
 def check(root: str, quick: bool, found: Faults) -> None:
     """Add to ``found`` what is wrong with a shards folder."""
     marker = storage.join(root, shards.UNFINISHED)
     if storage.exists(marker):
         found.add(marker, "", "the shards are not finished: a run writes them, or died here", "run `clip-pipe curate` again: it goes on")  # fmt: skip
         return
-    manifest, sizes, index = _json(root, "manifest.json", found), _json(root, "sizes.json", found), _index(root, found)  # fmt: skip
+    manifest, sizes = _json(root, "manifest.json", found), _json(root, "sizes.json", found)
     there = {entry.name: entry for entry in listing.files(root) if entry.name.endswith(".tar")}
     for name in sorted(set(sizes or {}) - set(there)):
         found.add(storage.join(root, name), f"shard {name}", "is not there, and sizes.json names it", _AGAIN)  # fmt: skip
     if manifest is not None and manifest.get("shards", len(there)) != len(there):
         found.add(storage.join(root, "manifest.json"), "", f"names {manifest['shards']} shards, and {len(there)} are there", _AGAIN)  # fmt: skip
-    calls = []
     for name in sorted(there):
-        own = None if index is None else index.filter(pc.equal(index["shard"], name))
         if sizes is not None and name not in sizes:
             found.add(there[name].path, f"shard {name}", "sizes.json does not name it", _AGAIN)
-        told = None if sizes is None else sizes.get(name)
-        calls.append((there[name].path, name, there[name].bytes, own, told, quick))
-    marks = _check_tars(root, calls, found)
+    marks = _check_tars(root, [there[name] for name in sorted(there)], sizes or {}, quick, found)
     found.saw("shards", len(there))
     found.saw("samples", len(marks))
     kept = _check_ledger(root, manifest, found)
@@ -64,22 +103,34 @@ def check(root: str, quick: bool, found: Faults) -> None:
         _check_kept(root, manifest, marks, kept, bool(there), found)
 
 
-def _check_tars(root: str, calls: list[tuple[Any, ...]], found: Faults) -> np.ndarray:
-    every, of = [], []
-    quick = bool(calls) and calls[0][-1]
-    with spread(root, 0 if quick else sum(call[2] for call in calls)) as pool:
-        for (_, name, *_), seen in zip(calls, mapped(pool, check_shard, calls), strict=True):
+def _check_tars(
+    root: str, there: list[Entry], sizes: Mapping[str, Any], quick: bool, found: Faults
+) -> np.ndarray:
+    every = []
+    of = [entry.name for entry in there]
+    has_index = False
+
+    def calls(index: _Index) -> Iterator[tuple[Any, ...]]:
+        nonlocal has_index
+        for one in there:
+            own = index.of(one.name)
+            has_index = has_index or own is not None
+            yield one.path, one.name, one.bytes, own, sizes.get(one.name), quick
+
+    with ExitStack() as opened:
+        index = _Index(storage.join(root, "index.parquet"), found, opened)
+        pool = opened.enter_context(spread(root, 0 if quick else sum(one.bytes for one in there)))
+        for seen in mapped(pool, check_shard, calls(index)):
             found.extend(seen.faults)
             found.saw("members", seen.members)
             every.append(seen.marks)
-            of += [name]
     marks = np.concatenate(every) if every else np.zeros(0, np.uint64)
     unique, counts = np.unique(marks, return_counts=True)
     twice = unique[counts > 1]
     if len(twice):
         names = [name for name, own in zip(of, every, strict=True) if np.isin(own, twice).any()]
         what = f"{len(twice):,} keys occur in more than one place"
-        if any(call[3] is not None for call in calls):
+        if has_index:
             found.add(root, f"shards {some(names)}", what, _AGAIN)
         else:  # other tools number samples anew in each shard
             found.notes.append(f"{root}: shards {some(names)}: {what}")
@@ -199,19 +250,7 @@ def _json(root: str, name: str, found: Faults) -> dict[str, Any] | None:
     try:
         return storage.read_json(path, "verify")
     except ValueError as fault:
-        found.add(path, "", str(fault).partition(" hint:")[0], _AGAIN)
-        return None
-
-
-def _index(root: str, found: Faults) -> pa.Table | None:
-    path = storage.join(root, "index.parquet")
-    if not storage.exists(path):
-        return None
-    try:
-        with storage.open_file(path) as file:
-            return pq.read_table(file, schema=shards.INDEX_SCHEMA)
-    except (pa.ArrowException, OSError) as fault:
-        found.add(path, "", f"can't be read: {str(fault).splitlines()[0]}", _AGAIN)
+        found.add(path, "", json_fault(fault, "verify", path), _AGAIN)
         return None
 
 
@@ -242,11 +281,17 @@ def _check_ledger(
     found.saw("ledger rows", rows)
     if rows != manifest.get("rows_in"):
         found.add(path, "", f"{rows:,} rows, and the source had {manifest.get('rows_in')}", _AGAIN)
-    told = {
-        (stage.get("use"), reason): count
-        for stage in manifest.get("stages", [])
-        for reason, count in stage.get("refused", {}).items()
-    }
+    try:
+        told = {
+            (stage.get("use"), reason): count
+            for stage in manifest.get("stages", [])
+            for reason, count in stage.get("refused", {}).items()
+        }
+    except (AttributeError, TypeError):
+        found.add(
+            storage.join(root, "manifest.json"), "", "its stages are no list of counts", _AGAIN
+        )
+        return None
     for stage, reason in sorted({*told, *refused}):
         if told.get((stage, reason), 0) != refused[(stage, reason)]:
             found.add(path, f"stage {stage}", f"{refused[(stage, reason)]:,} rows with {reason}, and manifest.json says {told.get((stage, reason), 0):,}", _AGAIN)  # fmt: skip
@@ -288,8 +333,14 @@ def _check_kept(
         if not storage.exists(text):
             found.add(text, "", "is not there", _AGAIN)
             return
-        with storage.open_file(text) as file:
-            marks = marks_of(pq.ParquetFile(file).read(["uid"])["uid"])
+        try:
+            with storage.open_file(
+                text
+            ) as file:  # all of its columns: what can't be decoded is found
+                marks = marks_of(_uids(pq.ParquetFile(file)))
+        except (pa.ArrowException, OSError, KeyError) as fault:
+            found.add(text, "", f"can't be read: {str(fault).splitlines()[0]}", _AGAIN)
+            return
         path = text
     for what, count in (
         ("kept rows of the ledger are in no shard", int((~np.isin(kept, marks)).sum())),
@@ -297,3 +348,9 @@ def _check_kept(
     ):
         if count:
             found.add(path, "", f"{count:,} {what}", _AGAIN)
+
+
+def _uids(file: pq.ParquetFile) -> pa.ChunkedArray:
+    groups = (file.read_row_group(n, use_threads=False)["uid"] for n in range(file.num_row_groups))
+    chunks = [chunk for uids in groups for chunk in uids.chunks]
+    return pa.chunked_array(chunks, pa.string())

@@ -36,6 +36,7 @@ def ended(fault: BaseException) -> tuple[int, str]:
             "error: x: No such file or directory\n",
         ),
         (OSError(28, "No room", "x"), 1, "error: x: No room\nhint: make room"),
+        (OSError("s3://b/x: away. hint: wait"), 1, "error: s3://b/x: away\nhint: wait\n"),
         (Stopped(15), 143, "stopped. Everything committed is kept"),
     ],
 )

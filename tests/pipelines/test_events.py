@@ -160,6 +160,7 @@ def test_a_remote_pool_s_logs_lie_on_this_machine(
         pass
     assert log.path.startswith(str(tmp_path))
     assert events.logs("s3://bucket/some/pool/") == [log.path]
+    assert events.logs("s3://bucket/some-pool") == []
 
 
 @pytest.mark.ray

@@ -178,6 +178,7 @@ def test_rates_are_of_the_times_at_which_parts_were_committed() -> None:
     stale = [Entry(f"part-{n}.json", 1, now - 6000 + n) for n in range(11)]
     assert status._rates(stale, 120.0)[1] == 0.0
     assert status._rates(made[:1], 120.0) == (None, None)
+    assert status._rates([made[0]] * 6, 120.0)[0] is None  # stamps of whole seconds tell no rate
 
 
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:

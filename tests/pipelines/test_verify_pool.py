@@ -54,6 +54,13 @@ def put(name: str, values: Callable[[list[Any]], list[Any]]) -> Callable[[pa.Tab
     return change
 
 
+def test_a_pool_json_of_other_kinds_is_a_fault_told_once(pool: Path) -> None:
+    for text, what in (("[1]", "holds no JSON object"), ('{"parts": 6, "slices": 3}', "6 parts, and 0 slices")):  # fmt: skip
+        (pool / "pool.json").write_text(text)
+        (found,) = faults(pool)
+        assert found["what"] == what
+
+
 def faults(pool: Path, quick: bool = False) -> list[dict[str, Any]]:
     found = verify.check(str(pool), quick=quick)
     assert found["fine"] == (not found["faults"])

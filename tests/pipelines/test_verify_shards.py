@@ -184,6 +184,28 @@ def test_text_only_runs_end_with_a_list_that_is_held_against_the_ledger(tmp_path
     change(root / "kept.parquet", lambda table: table.slice(1))
     (found,) = faults(root)
     assert (Path(found["file"]).name, "1 kept rows" in found["what"]) == ("kept.parquet", True)
+    (root / "kept.parquet").write_bytes((root / "kept.parquet").read_bytes()[:200])
+    (found,) = faults(root)
+    assert (Path(found["file"]).name, "can't be read" in found["what"]) == ("kept.parquet", True)
+
+
+def test_a_manifest_whose_stages_are_something_else_is_a_fault(root: Path) -> None:
+    path = root / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "stages": ["a"]}))
+    (found,) = faults(root)
+    assert found["file"] == str(path)
+
+
+def test_the_index_is_read_tar_by_tar_in_row_groups_of_any_size(root: Path) -> None:
+    path = root / "index.parquet"
+    table = pq.read_table(path)
+    for size in (1, 4, len(table)):
+        pq.write_table(table, path, row_group_size=size)
+        assert verify.check(str(root))["fine"]
+    pq.write_table(table, path, row_group_size=4, write_statistics=False)
+    assert verify.check(str(root))["fine"]
+    pq.write_table(table.drop_columns("crc32"), path)
+    assert [found["what"] for found in faults(root)][0] == "can't be read: no column crc32"
 
 
 def test_marks_are_the_first_half_of_a_uid_and_differ_for_other_keys() -> None:
