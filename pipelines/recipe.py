@@ -7,6 +7,7 @@ before any work. ``extends = "clip_b32.toml"`` names one parent: tables merge, l
 from __future__ import annotations
 
 import dataclasses
+import re
 import tomllib
 import typing
 from collections.abc import Sequence
@@ -150,6 +151,18 @@ def _merged(base: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
+def _folder(value: Any, where: str) -> str:
+    """A folder's whole path; an URL that was mistyped would be a local folder, or two names of one place."""
+    path = str(components.coerce(value, str, where))
+    mistyped = re.match(r"([a-z][a-z0-9]+):/(?!/)", path)
+    if mistyped:
+        hint = f"{mistyped[1]}:// has two slashes; for a local folder write ./{path}"
+        raise RecipeError(where, f"found {path!r}", hint)
+    if storage.is_url(path) and "//" in path.partition("://")[2].strip("/"):
+        raise RecipeError(where, f"found {path!r}", "write one / where it has //")
+    return storage.absolute(path)
+
+
 def _curate(data: Any, path: str) -> CuratePlan:
     where = f"{path}: curate"
     if not isinstance(data, dict):
@@ -163,8 +176,7 @@ def _curate(data: Any, path: str) -> CuratePlan:
     if not isinstance(shard, dict):
         raise RecipeError(f"{where}.shard", f"found {shard!r}, expected a table")
     shard = {"use": "shard.write", **shard}
-    pool = storage.absolute(components.coerce(data["pool"], str, f"{where}.pool"))
-    shards = storage.absolute(components.coerce(data["shards"], str, f"{where}.shards"))
+    pool, shards = (_folder(data[name], f"{where}.{name}") for name in ("pool", "shards"))
     if f"{shards}/".startswith(f"{pool}/") or f"{pool}/".startswith(f"{shards}/"):
         raise RecipeError(
             where,

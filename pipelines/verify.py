@@ -52,7 +52,9 @@ def _checked(where: str, kind: str, quick: bool, set_aside: bool) -> dict[str, A
         for path, beside in damaged if set_aside else ():
             lease.check()
             done.set_aside(path, beside)
-            found.notes.append(f"{path}: set aside as *{done.ASIDE}")
+            found.notes.append(
+                f"{path}: set aside as *{done.ASIDE}; `clip-pipe curate` makes it anew"
+            )
     else:
         verify_shards.check(where, quick, found)
     return {"schema": SCHEMA, "where": where, "kind": kind, "quick": quick, **found.record()}

@@ -109,6 +109,8 @@ def test_check_plan_and_report(tmp_path: Path) -> None:
             "found [1] (list)\nhint: expected a text",
         ),
         (["check", "{r}", "--set", "curate.pool=s9://x/y"], "curate.pool: s9://x/y"),
+        (["check", "{r}", "--set", "curate.pool=s3:/b/x"], "hint: s3:// has two slashes"),
+        (["check", "{r}", "--set", "curate.pool=s3://b//x"], "hint: write one / where it has //"),
         (
             ["check", "{r}", "--set", "curate.shards={d}/pool/shards"],
             "lie in one another\nhint: name two folders side by side",

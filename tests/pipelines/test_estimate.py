@@ -52,6 +52,15 @@ def test_a_larger_share_or_slower_stage_of_a_run_counts_from_there_on() -> None:
     assert lines_of(other)["score.metadata_match"] == lines_of(plain)["score.metadata_match"]
 
 
+def test_a_share_that_is_an_option_is_not_what_a_run_found() -> None:
+    loaded = recipe.load("datacomp_clip_score")
+    known = {"filter.top_fraction": Known(share=0.9)}
+    plain, other = estimate.estimate(loaded, 1e9), estimate.estimate(loaded, 1e9, known=known)
+    (line,) = (one for one in plain.lines if one.name == "filter.top_fraction")
+    assert 0 < line.kept < 0.9 * line.rows
+    assert lines_of(other)["filter.top_fraction"] == line
+
+
 def test_every_shipped_recipe_has_an_estimate_with_nothing_left_out() -> None:
     names = sorted(path.stem for path in Path(recipe.__file__).parent.glob("recipes/*.toml"))
     found = {name: estimate.estimate(recipe.load(name), 1e9) for name in names}

@@ -129,8 +129,9 @@ def test_a_full_log_still_has_the_end(tmp_path: Path, monkeypatch: pytest.Monkey
     with events.logged(str(tmp_path), "train", at_once=True) as log:
         for number in range(500):
             events.tell("said", message=f"line {number}")
+        events.tell("part_failed", "error", stage="a", part=3)
     found = entries(log)
-    assert [entry["event"] for entry in found[-2:]] == ["full", "run_ended"]
+    assert [entry["event"] for entry in found[-3:]] == ["full", "part_failed", "run_ended"]
     assert os.path.getsize(log.path) < 3000
 
 

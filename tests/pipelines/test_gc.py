@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +53,24 @@ def collect(
 
 def there(run: Path) -> set[str]:
     return {str(path.relative_to(run)) for path in (run / "pool").rglob("*") if path.is_file()}
+
+
+def test_a_run_that_ended_while_the_lease_was_waited_for_counts(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    @contextmanager
+    def held(*_: Any) -> Iterator[None]:
+        shutil.copy(run / "old.toml", run / "pool" / "recipe.toml")
+        yield
+
+    def named(dry_run: bool) -> set[str]:
+        words: dict[str, Any] = {"ask": lambda _: False, "say": print, "show": lambda _: None}
+        gone, _ = gc.run(str(run / "pool"), (), pictures=False, dry_run=dry_run, **words)
+        return {one.name for one in gone if one.kind == "columns"}
+
+    before = named(dry_run=True)
+    monkeypatch.setattr(lease, "held", held)
+    assert named(dry_run=False).isdisjoint(before)
 
 
 def test_sidecars_of_old_options_go_and_pictures_stay(run: Path) -> None:
@@ -171,6 +190,18 @@ def test_a_crash_in_the_middle_leaves_nothing_that_looks_done(
     monkeypatch.undo()
     assert verify.check(str(run / "pool"))["fine"]
     assert collect(run, pictures=True)[1]  # the lease is free, and the rest goes
+
+
+def test_what_says_done_goes_before_anything_else(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[list[str]] = []
+    removed = listing.remove_files
+    monkeypatch.setattr(listing, "remove_files", lambda paths: calls.append(list(paths)) or removed(calls[-1]))  # fmt: skip
+    collect(run, pictures=True)
+    kinds = [{path.endswith(".json") for path in paths} for paths in calls if paths]
+    assert kinds[:2] == [{True}, {False}]
+    assert all(len(kind) == 1 for kind in kinds)
 
 
 def test_what_it_would_cost_to_make_again(run: Path) -> None:

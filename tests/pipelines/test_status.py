@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from curate.contract import done, parts, storage
+from curate.contract import done, parts, shards, storage
 from curate.contract.listing import Entry
 from pipelines import failures, lease, status
 from pipelines.errors import RecipeError, RunFailed
@@ -179,6 +179,12 @@ def test_rates_are_of_the_times_at_which_parts_were_committed() -> None:
     assert status._rates(stale, 120.0)[1] == 0.0
     assert status._rates(made[:1], 120.0) == (None, None)
     assert status._rates([made[0]] * 6, 120.0)[0] is None  # stamps of whole seconds tell no rate
+
+
+def test_shards_that_are_being_written_again_are_not_done(run: Path) -> None:
+    (run / "shards" / shards.UNFINISHED).write_text("{}")
+    pool = status.of(str(run / "pool"))["pool"]
+    assert (pool["stages"][-1]["state"], pool["state"]) == ("waiting", "stopped")
 
 
 def test_a_folder_of_neither_kind_is_refused(tmp_path: Path) -> None:

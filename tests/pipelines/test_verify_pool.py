@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from curate.contract import done, storage
-from pipelines import lease, verify
+from pipelines import lease, verify, verify_pool
 from pipelines.errors import RunFailed
 from tests.tiny import whole_run
 
@@ -59,6 +60,23 @@ def test_a_pool_json_of_other_kinds_is_a_fault_told_once(pool: Path) -> None:
         (pool / "pool.json").write_text(text)
         (found,) = faults(pool)
         assert found["what"] == what
+
+
+def test_reasons_of_a_stage_s_own_manifest_are_held_against_its_parts(pool: Path) -> None:
+    path = sidecar(pool, "Common").parent / "manifest.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "refused": {"common": 1}}))
+    (found,) = faults(pool)
+    assert (found["file"], found["what"][:9]) == (str(path), "refused =")
+
+
+def test_two_pictures_of_one_uid(tmp_path: Path) -> None:
+    uid = "0" * 32
+    with tarfile.open(tmp_path / "a.tar", "w", format=tarfile.USTAR_FORMAT) as tar:
+        for _ in range(2):
+            tar.addfile(tarfile.TarInfo(f"{uid}.jpg"))
+    seen = verify_pool._Seen()
+    verify_pool._check_pictures(str(tmp_path / "a.tar"), pa.table({"uid": [uid], "keep": [True]}), 0, seen)  # fmt: skip
+    assert [fault.what for fault in seen.faults] == [f"has several pictures of one uid: {uid}"]
 
 
 def faults(pool: Path, quick: bool = False) -> list[dict[str, Any]]:

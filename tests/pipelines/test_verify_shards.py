@@ -196,6 +196,26 @@ def test_a_manifest_whose_stages_are_something_else_is_a_fault(root: Path) -> No
     assert found["file"] == str(path)
 
 
+def test_a_tar_without_its_end_is_cut(root: Path) -> None:
+    for path in root.glob("*.tar"):
+        path.write_bytes(path.read_bytes()[: -len(tars.END)].rstrip(b"\0"))
+    assert all("it is cut" in found["what"] for found in faults(root, quick=True))
+    assert len(faults(root, quick=True)) == 2
+
+
+def test_a_sample_that_the_ledger_refuses(root: Path) -> None:
+    table = pq.read_table(root / "ledger.parquet")
+    row = table["keep"].to_pylist().index(True)
+    for name, value in (("keep", False), ("reason", "common"), ("stage", "some.stage")):
+        values = table[name].to_pylist()
+        values[row] = value
+        column = pa.array(values, table.schema.field(name).type)
+        table = table.set_column(table.schema.get_field_index(name), name, column)
+    change(root / "ledger.parquet", lambda _: table)
+    told = [found["what"] for found in faults(root)]
+    assert "1 samples are no kept rows of the ledger" in told
+
+
 def test_the_index_is_read_tar_by_tar_in_row_groups_of_any_size(root: Path) -> None:
     path = root / "index.parquet"
     table = pq.read_table(path)
@@ -205,7 +225,7 @@ def test_the_index_is_read_tar_by_tar_in_row_groups_of_any_size(root: Path) -> N
     pq.write_table(table, path, row_group_size=4, write_statistics=False)
     assert verify.check(str(root))["fine"]
     pq.write_table(table.drop_columns("crc32"), path)
-    assert [found["what"] for found in faults(root)][0] == "can't be read: no column crc32"
+    assert next(found["what"] for found in faults(root)) == "can't be read: no column crc32"
 
 
 def test_marks_are_the_first_half_of_a_uid_and_differ_for_other_keys() -> None:
