@@ -130,19 +130,28 @@ def _alone(path: str) -> Iterator[None]:
     """One process and thread at a time for this file, on disk. Whoever holds it when it dies frees it."""
     lock = f"{path}{TEMPORARY}lock"
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    while True:
+    is_done = False
+    while not is_done:
         descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        if os.path.exists(lock) and os.stat(lock).st_ino == os.fstat(descriptor).st_ino:
-            break
-        os.close(descriptor)  # its last holder took the name away
+        try:  # whatever comes: one that stays open is waited for until this process ends
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if is_done := _is_named(lock, descriptor):  # else its last holder took the name away
+                try:
+                    yield
+                finally:
+                    # While it is held: who waits for it finds another file under the name, or none.
+                    with suppress(FileNotFoundError):
+                        os.remove(lock)
+        finally:
+            os.close(descriptor)
+
+
+def _is_named(path: str, descriptor: int) -> bool:
+    """Whether an open file still has this name, which may be taken away at any time."""
     try:
-        yield
-    finally:
-        os.remove(
-            lock
-        )  # while it is held: who waits for it finds another file under the name, or none
-        os.close(descriptor)
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _write_synced(path: str, text: str) -> None:

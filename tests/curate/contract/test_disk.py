@@ -9,6 +9,7 @@ import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,29 @@ def test_one_of_eight_creates_and_one_swaps(
     assert not storage.swap_text(str(tmp_path / "none"), "never", "x")
     assert os.listdir(tmp_path / "deep") == ["file"]
     assert os.listdir(tmp_path) == ["deep"]
+
+
+@pytest.mark.parametrize("look", [1, 2])
+def test_a_lock_that_goes_while_it_is_looked_at_is_let_go_of(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, look: int
+) -> None:
+    """Its last holder took the name away; a descriptor left open would hold up all others for ever."""
+    path = str(tmp_path / "file")
+    storage.write_text(path, "old")
+    real, looks = os.stat, []
+
+    def stat(name: Any, **named: Any) -> os.stat_result:
+        if str(name).endswith("lock"):
+            looks.append(name)
+            if len(looks) == look:
+                os.remove(name)
+        return real(name, **named)
+
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr("os.stat", stat)
+    assert disk.swap(path, "new", "old")
+    assert len(os.listdir("/proc/self/fd")) == before
+    assert storage.read_text(path) == "new"
 
 
 def test_eight_processes_count_together(tmp_path: Path) -> None:
