@@ -42,7 +42,7 @@ def test_the_row_at_fault_is_found(
     stage: Callable[..., Planned], log: Path, how: str, kind: str
 ) -> None:
     trap = stage(use=f"{USE}:Trap", at=" 2", how=how, log=str(log))
-    batch_s, row_s = (0.5, 4.0) if how == "hang" else (100.0, 100.0)
+    batch_s, row_s = (0.5, 2.5) if how == "hang" else (100.0, 100.0)
     limits = Limits(batch_s, row_s, memory_bytes=300 << 20)
     rows = ROWS if how == "exit" else ROWS.slice(1, 2)
     at = 2 if how == "exit" else 1

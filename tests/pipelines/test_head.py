@@ -17,12 +17,15 @@ def test_a_head_that_is_gone_ends_the_run_and_one_that_answers_does_not() -> Non
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     watch = HeadWatch(f"127.0.0.1:{port}", lost_s=0.4)
-    time.sleep(0.8)
-    watch.obey()
-    listener.close()
-    until = time.monotonic() + 30
-    while not watch.is_lost and time.monotonic() < until:
-        time.sleep(0.05)
+    try:
+        time.sleep(0.8)
+        watch.obey()
+        listener.close()
+        until = time.monotonic() + 30
+        while not watch.is_lost and time.monotonic() < until:
+            time.sleep(0.05)
+    finally:
+        watch.close()  # or it ends this process
     with pytest.raises(RunFailed, match=rf"127\.0\.0\.1:{port}, is gone: .*refused.*\nhint: "):
         watch.obey()
 

@@ -124,6 +124,7 @@ def names(out: str) -> list[int]:
     return [int(path[-15:-3]) // BATCH for path in checkpoint.committed(checkpoint.folder(out))]
 
 
+@pytest.mark.slow
 def test_stopped_resumed_evaluated_and_looked_into_as_on_disk(
     bucket: str, disk: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
