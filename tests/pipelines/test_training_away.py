@@ -197,6 +197,7 @@ def test_a_second_run_is_refused_and_a_lost_folder_not_written_to(
     assert "elsewhere" in storage.read_text(f"{out}/{lease.NAME}")
 
 
+@pytest.mark.slow
 def test_a_store_that_is_gone_for_good_loses_nothing(
     bucket: str,
     disk: str,
