@@ -53,14 +53,21 @@ class TimedRunner(LocalRunner):
         calls: Sequence[tuple[Any, ...]],
         resources: Resources,
     ) -> Iterator[tuple[int, Any]]:
-        name = function.__name__
-        if calls and isinstance(calls[0][0], int) and name in ("summarize", "merge", "decide"):
-            name += f" {plan.stages[calls[0][0]].use}"
+        name = self.named(function, plan, calls)
         started = time.process_time()
         for done in super().map(function, plan, calls, resources):
             self.seconds[name] += time.process_time() - started
             yield done
             started = time.process_time()
+
+    def named(
+        self, function: Callable[..., Any], plan: CurationPlan, calls: Sequence[tuple[Any, ...]]
+    ) -> str:
+        """Under what the seconds of these calls are added up."""
+        name = function.__name__
+        if calls and isinstance(calls[0][0], int) and name in ("summarize", "merge", "decide"):
+            name += f" {plan.stages[calls[0][0]].use}"
+        return name
 
 
 def write_entries(path: Path, count: int) -> list[str]:
@@ -190,7 +197,7 @@ def main() -> None:
         whole_s = time.process_time() - started
     path_s = sum(
         seconds for name, seconds in runner.seconds.items()
-        if name == "run_rows" or name.endswith("filter.metadata_balance")
+        if name == fused.run_span.__name__ or name.endswith("filter.metadata_balance")
     )  # fmt: skip
     rows = arguments.rows
     for name, seconds in runner.seconds.items():

@@ -18,9 +18,7 @@ import io
 import sys
 import tarfile
 import tempfile
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +27,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent.parent))
 import numpy as np
 
 from curate.contract import parts
-from curate.stage import Resources, RowStage
+from curate.stage import RowStage
 from pipelines import curation, estimate, fused, global_step, part, recipe, sharding
 from pipelines.components import Component
 from pipelines.estimate import Known, Prices
 from pipelines.plan import CurationPlan, plan_curation
 from pipelines.progress import Progress
 from pipelines.recipe import CuratePlan, Recipe
-from pipelines.run_local import LocalRunner
-from tests.bench.runner import write_entries, write_source
+from tests.bench.runner import TimedRunner, write_entries, write_source
 
 _RECIPES = Path(__file__).resolve().parent.parent.parent / "pipelines" / "recipes"
 _TEXT_STAGES = ("score.language", "score.caption_shape")
@@ -48,33 +45,21 @@ _QUICK = (
 )  # fmt: skip
 
 
-class Timed(LocalRunner):
-    """Adds up CPU-seconds by stage: of each worker function, or its own name where several stages share it."""
+class Timed(TimedRunner):
+    """By stage: each worker function, or its own name where several stages share it."""
 
-    def __init__(self) -> None:
-        self.seconds: defaultdict[str, float] = defaultdict(float)
-
-    def map(
-        self,
-        function: Callable[..., Any],
-        plan: CurationPlan,
-        calls: Sequence[tuple[Any, ...]],
-        resources: Resources,
-    ) -> Iterator[tuple[int, Any]]:
-        name = function.__name__
+    def named(
+        self, function: Callable[..., Any], plan: CurationPlan, calls: Sequence[tuple[Any, ...]]
+    ) -> str:
         if function.__module__ == global_step.__name__:
-            name = plan.stages[calls[0][0]].name
-        elif function.__module__ == sharding.__name__:
-            name = plan.shard.name
-        elif function is part.ingest:
-            name = plan.source.name
-        elif function is fused.run_span:
-            name = " + ".join(plan.stages[index].name for index in calls[0][0])
-        started = time.process_time()
-        for done in super().map(function, plan, calls, resources):
-            self.seconds[name] += time.process_time() - started
-            yield done
-            started = time.process_time()
+            return plan.stages[calls[0][0]].name
+        if function.__module__ == sharding.__name__:
+            return plan.shard.name
+        if function is part.ingest:
+            return plan.source.name
+        if function is fused.run_span:
+            return " + ".join(plan.stages[index].name for index in calls[0][0])
+        return function.__name__
 
 
 def measured(plan: CurationPlan) -> dict[str, Known]:
